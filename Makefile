@@ -1,0 +1,55 @@
+# make demo    an environment in .venv, then: train on handwritten digits, draw what you ask for
+# make test    the whole test suite
+# Without make: pip install -e . && tinydiff demo
+
+VENV   ?= .venv
+PYTHON ?= python3
+UV     := $(shell command -v uv 2>/dev/null)
+PY     := $(VENV)/bin/python
+
+ifdef UV
+  CREATE  = uv venv --quiet $(VENV)
+  INSTALL = uv pip install --quiet --python $(PY)
+else
+  CREATE  = $(PYTHON) -m venv $(VENV)
+  INSTALL = $(PY) -m pip install --quiet
+endif
+
+.PHONY: demo test lint bench notebooks wheel clean
+
+demo: $(VENV)/.installed
+	$(PY) -m tinydiff demo
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest -n auto
+
+lint: $(VENV)/.installed-lint
+	$(PY) -m ruff check .
+
+bench: $(VENV)/.installed
+	for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
+
+notebooks: $(VENV)/.installed-notebooks
+	$(PY) tools/notebooks.py
+
+wheel: $(VENV)/.installed-lint
+	rm -rf build dist
+	$(PY) -m build --wheel
+	$(PY) tools/check_wheel.py dist/*.whl
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+
+# One stamp for each extra: it is installed again only when the packaging changed.
+
+$(PY):
+	$(CREATE)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(PY)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(PY)
+	$(INSTALL) -e '.[$*]'
+	@touch $@

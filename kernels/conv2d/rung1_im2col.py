@@ -1,0 +1,79 @@
+"""Rung 1, im2col: lay every window out as a row, and the convolution is one matrix product.
+
+Since rung 0: the K·K'·C inputs of an output become one row of a matrix `columns`, so BLAS does all
+the arithmetic. Channels-last makes each window K runs of K'·C neighbouring numbers: the copy moves
+whole cache lines. Prediction: each input is written K·K' times, (K·K' + 1)·4 bytes an element, for
+2·K·K'·O FLOPs; from O = 32 on the product outweighs the copy. A few images at a time keep the
+columns in the cache.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from .rung0_loops import out_shape
+
+COLUMNS = 2**21                                           # numbers held at a time: 8 MB in float32
+
+
+def forward(x, w, stride, padding):
+    y = np.empty(out_shape(x.shape, w.shape, stride, padding), x.dtype)
+    O = w.shape[-1]
+    for part, cols in columns(x, w.shape, stride, padding):
+        np.matmul(cols, w.reshape(-1, O), out=y[part].reshape(-1, O))
+    return y
+
+
+def grad_input(dy, w, x_shape, stride, padding):
+    """A convolution again: dy, spread out by the stride, with w turned around."""
+    _, H, W, _ = x_shape
+    K, L = w.shape[:2]
+    (top, _), (left, _) = padding
+    spread = dilate(dy, stride)
+    around = ((K - 1 - top,  H + top - spread.shape[1]),  # so that the result is H × W again
+              (L - 1 - left, W + left - spread.shape[2]))
+    turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
+    return forward(spread, turned, 1, around)
+
+
+def grad_weight(dy, x, w_shape, stride, padding):
+    dw = np.zeros((np.prod(w_shape[:3]), w_shape[3]), dy.dtype)
+    for part, cols in columns(x, w_shape, stride, padding):
+        dw += cols.T @ dy[part].reshape(-1, w_shape[3])
+    return dw.reshape(w_shape)
+
+
+def columns(x, w_shape, stride, padding):
+    """Yield (slice of images, their windows as rows (n·H'·W', K·K'·C)), a few images at a time."""
+    K, L, C, _ = w_shape
+    N, H, W, _ = out_shape(x.shape, w_shape, stride, padding)
+    x = pad(x, padding)
+    sN, sH, sW, sC = x.strides
+    windows = as_strided(x, (N, H, W, K, L * C), (sN, sH * stride, sW * stride, sH, sC))
+    step = max(1, COLUMNS // max(1, H * W * K * L * C))
+    for n in range(0, N, step):
+        part = slice(n, n + step)
+        yield part, windows[part].reshape(-1, K * L * C)
+
+
+def pad(x, padding):
+    """x with a border of zeros (cropped where negative), contiguous."""
+    (top, bottom), (left, right) = padding
+    N, H, W, C = x.shape
+    if top == bottom == left == right == 0:
+        return np.ascontiguousarray(x)
+    out = np.zeros((N, H + top + bottom, W + left + right, C), x.dtype)
+    inside = out[:, max(top, 0):, max(left, 0):]
+    source = x[:, max(-top, 0):, max(-left, 0):]
+    h, w = min(inside.shape[1], source.shape[1]), min(inside.shape[2], source.shape[2])
+    inside[:, :h, :w] = source[:, :h, :w]
+    return out
+
+
+def dilate(dy, stride):
+    """dy with stride − 1 zeros between neighbours."""
+    if stride == 1:
+        return dy
+    N, H, W, O = dy.shape
+    out = np.zeros((N, (H - 1) * stride + 1, (W - 1) * stride + 1, O), dy.dtype)
+    out[:, ::stride, ::stride] = dy
+    return out

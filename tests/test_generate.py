@@ -1,0 +1,349 @@
+"""Generating: a picture depends on its prompt, its seed and its index, and on nothing else."""
+
+import numpy as np
+import pytest
+from story_helpers import answer, few_digits, in_training, randomised, tiny
+
+from tinydiff import checkpoint, generate, images
+from tinydiff.autograd import no_grad
+from tinydiff.data import captions
+from tinydiff.diffusion import Schedule, clipped, ddim, noise
+from tinydiff.generate import Run, load_run, training_run, write_pictures
+from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig
+from tinydiff.predictor import denoiser
+
+SEVEN, TWO, EIGHT = "a handwritten seven", "the digit 2", "8"
+
+
+def a_run(clip=True, **model):
+    """A Run whose network nobody trained, every weight of which matters; pictures 8 × 8."""
+    texts = [text for label in range(10) for text in captions("digits", label)]
+    tokenizer = Tokenizer.learn(texts, 300, 24)
+    network = TextToImage(
+        tokenizer, TextEncoderConfig(tokenizer.size, length=24, width=16, depth=1, heads=2),
+        UNetConfig(**{"base": 8, "groups": 4, "predicts": "v", "context_width": 16, **model}),
+        rng=np.random.default_rng(0))
+    return Run(randomised(network), Schedule.cosine(T=50), tiny(sample={"clip": clip}),
+               (8, 8, model.get("channels", 1)), "random")
+
+
+def last(frames):
+    *_, x0 = frames
+    return x0
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """A function that sets the number of threads."""
+    return lambda n: monkeypatch.setenv("OMP_NUM_THREADS", str(n))
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """Draw all noise in float64; what the samplers compute follows."""
+    batch = noise.batch
+
+    def wide(seed, images, step, shape, dtype=None, *, purpose=noise.X_T):
+        return batch(seed, images, step, shape, np.float64, purpose=purpose)
+
+    monkeypatch.setattr(noise, "batch", wide)
+
+
+def crowds_and_loners(run, **options):
+    """(picture k of a prompt drawn among many, the same drawn in smaller company) in all ways."""
+    many = last(run.denoise([SEVEN, TWO, EIGHT], n=5, **options))
+    yield many[5:10], last(run.denoise([TWO], n=5, **options))             # other prompts
+    yield many[10:12], last(run.denoise([EIGHT], n=2, **options))          # n
+    yield many[10:15], last(run.denoise([EIGHT, SEVEN], n=5, **options))[:5]
+    yield many, last(run.denoise([SEVEN, TWO, EIGHT], n=5, batch=1, **options))
+    yield many, last(run.denoise([SEVEN, TWO, EIGHT], n=5, batch=4, **options))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_a_picture_does_not_depend_on_its_company(sampler, guidance, in_float64):
+    run = a_run()
+    run.model.astype(np.float64)
+    for crowd, loner in crowds_and_loners(run, sampler=sampler, guidance=guidance):
+        assert crowd.dtype == np.float64
+        np.testing.assert_allclose(crowd, loner, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_in_float32_a_picture_changes_by_less_than_one_level_in_other_company(guidance):
+    for crowd, loner in crowds_and_loners(a_run(), guidance=guidance):
+        assert crowd.dtype == np.float32
+        np.testing.assert_allclose(crowd, loner, rtol=0, atol=1e-5)
+        levels = images.to_uint8(crowd).astype(int) - images.to_uint8(loner)
+        assert abs(levels).max() <= 1
+
+
+def test_the_pictures_of_a_prompt_are_the_same_on_any_number_of_cores(cores):
+    run = a_run()
+    pictures = []
+    for n in (1, 2, 3, 4):
+        cores(n)
+        pictures.append(last(run.denoise([SEVEN, TWO], n=3)))
+    for other in pictures[1:]:
+        np.testing.assert_allclose(other, pictures[0], rtol=0, atol=1e-5)
+
+
+DIGEST = """
+import hashlib
+from test_generate import SEVEN, a_run
+print(hashlib.sha256(a_run().generate([SEVEN], n=4)).hexdigest())
+"""
+
+
+def test_two_processes_draw_the_same_bytes():
+    assert answer(DIGEST, threads=2) == answer(DIGEST, threads=2)
+
+
+def test_another_seed_or_another_index_is_another_picture():
+    run = a_run()
+    pictures = np.concatenate([run.generate([SEVEN], n=2, seed=seed) for seed in (0, 1, 2**64 - 1)])
+    assert len(np.unique(pictures.reshape(6, -1), axis=0)) == 6
+    np.testing.assert_array_equal(pictures[:2], run.generate([SEVEN], n=2))      # seed 0
+
+
+def test_all_pictures_of_the_first_prompt_come_first_from_the_same_noise():
+    run = a_run()
+    x_T = next(iter(run.denoise([SEVEN, TWO], n=2, seed=3)))
+    expected = np.stack([noise.normal(3, k, 0, (8, 8, 1)) for k in (0, 1, 0, 1)])
+    np.testing.assert_array_equal(x_T, expected)
+    both = run.generate([SEVEN, TWO], n=2)
+    np.testing.assert_array_equal(both[:2], run.generate([SEVEN], n=2))
+    assert (both[0] != both[2]).any()                      # one noise, two prompts
+
+
+def by_hand(run, prompt, steps):
+    """The first picture without guidance, in the fewest words."""
+    with no_grad():
+        context = run.model.text_encoder(run.model.tokenizer.encode([prompt])).data
+    predict = clipped(denoiser(run.model.unet, run.schedule, context), run.schedule)
+    return last(ddim(predict, noise.normal(0, 0, 0, (8, 8, 1))[None], run.schedule, steps=steps))
+
+
+def test_w_1_is_the_prompt_alone_and_w_0_is_no_prompt():
+    run = a_run()
+    one, nothing = by_hand(run, SEVEN, 4), by_hand(run, "", 4)
+    np.testing.assert_array_equal(last(run.denoise([SEVEN], guidance=1.0)), one)
+    np.testing.assert_allclose(last(run.denoise([SEVEN], guidance=0.0)), nothing, atol=1e-5)
+    np.testing.assert_allclose(last(run.denoise([TWO], guidance=0.0)), nothing, atol=1e-5)
+    assert abs(one - nothing).max() > 0.05
+
+
+def test_guidance_goes_past_the_prompt_on_the_line_from_no_prompt(in_float64):
+    run = a_run(clip=False)
+    run.model.astype(np.float64)
+    x = {w: last(run.denoise([SEVEN], steps=1, guidance=w)) for w in (0.0, 1.0, 3.0)}
+    assert abs(x[1.0] - x[0.0]).max() > 0.01
+    np.testing.assert_allclose(x[3.0], x[0.0] + 3 * (x[1.0] - x[0.0]), rtol=1e-9)    # CFG Eq. 6
+
+
+def test_w_0_1_and_3_draw_three_pictures():
+    pictures = [a_run().generate([SEVEN], guidance=w) for w in (0, 1, 3)]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+
+
+def test_a_negative_prompt_takes_the_place_of_no_prompt():
+    run = a_run()
+    np.testing.assert_allclose(last(run.denoise([SEVEN], negative=SEVEN, guidance=3.0)),
+                               last(run.denoise([SEVEN], guidance=1.0)), atol=1e-4)
+    np.testing.assert_allclose(last(run.denoise([SEVEN], negative=TWO, guidance=0.0)),
+                               last(run.denoise([TWO], guidance=1.0)), atol=1e-5)
+    assert (run.generate([SEVEN], negative=TWO) != run.generate([SEVEN])).any()
+
+
+def test_what_is_not_asked_for_is_the_recipes():
+    run = a_run()
+    s = run.recipe.sample
+    asked = dict(steps=s.steps, guidance=s.guidance, sampler=s.sampler, n=1, seed=0, negative="")
+    np.testing.assert_array_equal(run.generate([SEVEN]), run.generate([SEVEN], **asked))
+    for other in ({"steps": 5}, {"guidance": 2.0}, {"sampler": "ddpm"}):
+        assert (run.generate([SEVEN]) != run.generate([SEVEN], **other)).any(), other
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_film_has_a_frame_for_the_noise_and_one_for_each_step(steps, sampler):
+    frames = list(a_run().denoise([SEVEN, TWO], n=2, steps=steps, sampler=sampler))
+    assert len(frames) == steps + 1
+    assert {frame.shape for frame in frames} == {(4, 8, 8, 1)}
+
+
+def test_the_clip_of_the_recipe_keeps_the_pictures_inside_the_range():
+    assert abs(last(a_run(clip=True).denoise([SEVEN], n=4))).max() <= 1 + 1e-6
+    assert abs(last(a_run(clip=False).denoise([SEVEN], n=4, guidance=9.0))).max() > 1
+
+
+@pytest.mark.parametrize(("patch", "size"), [(1, (12, 6)), (1, (1, 1)), (2, (4, 10)), (2, (2, 2))])
+def test_pictures_come_in_the_size_asked_for(patch, size):
+    run = a_run(patch=patch, channels=3)
+    assert run.generate([SEVEN], size=size).shape == (1, *size, 3)
+    assert run.generate([SEVEN]).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"prompts": SEVEN},              "a list of prompts"),
+    ({"prompts": []},                 "a list of prompts"),
+    ({"prompts": [SEVEN, 7]},         "a list of prompts"),
+    ({"prompts": ["seven " * 30]},    "tokens long, the text encoder reads at most 24"),
+    ({"negative": "seven " * 30},     "tokens long"),
+    ({"n": 0},                        "n of at least 1, got 0"),
+    ({"n": 1.5},                      "n of at least 1, got 1.5"),
+    ({"batch": 0},                    "batch of at least 1"),
+    ({"steps": 0},                    "from 1 to the schedule's T = 50, got 0"),
+    ({"steps": 51},                   "from 1 to the schedule's T = 50, got 51"),
+    ({"sampler": "dpm"},              "no sampler called 'dpm'; did you mean 'ddpm'"),
+    ({"sampler": ""},                 "no sampler called ''"),
+    ({"guidance": float("nan")},      "a finite guidance, got nan"),
+    ({"guidance": float("inf")},      "a finite guidance, got inf"),
+    ({"seed": -1},                    "seed must be a whole number"),
+    ({"seed": 2**64},                 "seed must be a whole number"),
+    ({"size": (8,)},                  r"size \(H, W\) in multiples of 2"),
+    ({"size": (0, 8)},                r"size \(H, W\)"),
+    ({"size": (8, 7)},                r"multiples of 2, got \(8, 7\)")])
+def test_what_cannot_be_drawn_is_refused_at_once_in_one_sentence(options, says):
+    run = a_run(patch=2)
+    with pytest.raises(ValueError, match=says) as caught:
+        run.denoise(**{"prompts": [SEVEN], **options})                 # no frame asked for yet
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_lost_its_numbers_is_told_from_a_black_picture():
+    run = a_run()
+    run.model.unet.conv_in.w.data[...] = np.nan
+    with pytest.raises(ValueError, match="values are NaN; the model that made them has diverged"):
+        run.generate([SEVEN])
+
+
+def saved(folder, steps=2):
+    """A checkpoint of a short training, and the training."""
+    training = in_training()
+    for _ in range(steps):
+        training.step()
+    training.save(folder / "checkpoint.safetensors")
+    return training
+
+
+def test_a_run_that_was_loaded_draws_what_the_training_would(tmp_path):
+    training = saved(tmp_path)
+    expected = training_run(training, "now").generate([SEVEN, TWO], n=2)
+    for path in (tmp_path, str(tmp_path), tmp_path / "checkpoint.safetensors"):
+        np.testing.assert_array_equal(load_run(path).generate([SEVEN, TWO], n=2), expected)
+    run = load_run(tmp_path)
+    assert (run.shape, run.recipe, run.name) == ((8, 8, 1), training.recipe, str(tmp_path))
+    assert run.schedule == training.schedule
+
+
+def test_weights_alone_in_half_precision_draw_the_same_within_its_rounding(tmp_path):
+    training = saved(tmp_path)
+    arrays, config = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    del config["step"]
+    with np.errstate(under="ignore"):
+        ema = {name: array.astype(np.float16) for name, array in arrays.items() if "ema/" in name}
+    checkpoint.save(tmp_path / "small.safetensors", ema, config)
+    run = load_run(tmp_path / "small.safetensors")
+    for name, p in run.model.parameters().items():
+        assert p.data.dtype == np.float32
+        np.testing.assert_array_equal(p.data, ema[f"ema/{name}"].astype(np.float32))
+    np.testing.assert_allclose(last(run.denoise([SEVEN])),
+                               last(training_run(training, "now").denoise([SEVEN])), atol=0.02)
+
+
+def test_a_shipped_checkpoint_is_found_by_its_name(tmp_path, monkeypatch):
+    saved(tmp_path)
+    (tmp_path / "checkpoint.safetensors").rename(tmp_path / "mnist.safetensors")
+    monkeypatch.setattr(generate, "SHIPPED", tmp_path)
+    assert load_run("mnist").shape == (8, 8, 1)
+    with pytest.raises(FileNotFoundError, match=r"no run 'mnits'.* did you mean 'mnist'"):
+        load_run("mnits")
+
+
+def test_a_missing_run_and_a_folder_without_a_checkpoint_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run '.*/nowhere': expected a run folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint.safetensors; train it first"):
+        load_run(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="cut short"):
+        load_run(tmp_path)
+    path.write_bytes(whole[:-100] + bytes(100))
+    with pytest.raises(ValueError, match="is damaged"):
+        load_run(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="an empty file"):
+        load_run(tmp_path)
+
+
+def test_safetensors_of_another_kind_are_no_run(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}      '
+    (tmp_path / "theirs.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(4))
+    checkpoint.save(tmp_path / "ours.safetensors", {}, {"model": {}})
+    for name in ("theirs", "ours"):
+        with pytest.raises(ValueError, match="is no checkpoint of a tinydiff run"):
+            load_run(tmp_path / f"{name}.safetensors")
+
+
+def test_weights_that_do_not_fit_the_model_are_refused(tmp_path):
+    saved(tmp_path)
+    arrays, config = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    del arrays["ema/unet.conv_in.b"]
+    checkpoint.save(tmp_path / "checkpoint.safetensors", arrays, config)
+    with pytest.raises(ValueError, match=r"unet\.conv_in\.b is missing from the weights"):
+        load_run(tmp_path)
+
+
+def test_a_picture_remembers_what_it_was_made_of(tmp_path):
+    asked = {"model": "runs/mnist", "prompts": [SEVEN, "Straße „7“"], "n": 2, "seed": 2**64 - 1,
+             "guidance": 2.5, "steps": None, "size": (8, 8)}
+    write_pictures(tmp_path / "a.png", a_run().denoise([SEVEN], n=2), 2, asked)
+    assert images.read_provenance(tmp_path / "a.png") == {**asked, "size": [8, 8]}
+
+
+@pytest.mark.parametrize(("prompts", "n", "rows", "columns"), [
+    (1, 1, 1, 1), (1, 4, 2, 2), (1, 5, 2, 3), (2, 1, 1, 2), (3, 1, 2, 2), (2, 3, 2, 3),
+    (3, 2, 3, 2)])
+def test_several_prompts_take_a_row_each(tmp_path, prompts, n, rows, columns):
+    pytest.importorskip("PIL")
+    x = np.arange(prompts * n, dtype=np.float32).reshape(-1, 1, 1, 1) / 100 + np.zeros((8, 6, 1))
+    write_pictures(tmp_path / "a.png", [0 * x, x], n, {})
+    sheet = images.read_image(tmp_path / "a.png")
+    assert sheet.shape == (rows * 10 - 2, columns * 8 - 2, 1)
+    for k in range(prompts * n):
+        tile = sheet[k // columns * 10:, k % columns * 8:][:8, :6]
+        np.testing.assert_array_equal(tile, images.to_uint8(x[k]))
+
+
+def test_npy_holds_the_last_frame_as_bytes(tmp_path):
+    frames = list(a_run().denoise([SEVEN, TWO], n=2))
+    write_pictures(tmp_path / "a.npy", frames, 2, {})
+    array = np.load(tmp_path / "a.npy")
+    assert (array.dtype, array.shape) == (np.uint8, (4, 8, 8, 1))
+    np.testing.assert_array_equal(array, images.to_uint8(frames[-1]))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_a_film_shows_every_frame(tmp_path, suffix):
+    Image = pytest.importorskip("PIL.Image")
+    write_pictures(tmp_path / f"a{suffix}", a_run().denoise([SEVEN, TWO], n=2), 2, {})
+    with Image.open(tmp_path / f"a{suffix}") as film:
+        assert film.n_frames == 5
+        assert film.size == (18, 18)
+
+
+def test_previews_draw_from_the_running_mean():
+    training = in_training()
+    training.ema.data += 0.1
+    run = training_run(training, "now")
+    for name, view in training.flat.views(training.ema.data).items():
+        np.testing.assert_array_equal(run.model.parameters()[name].data, view)
+    assert run.shape == few_digits().images.shape[1:]

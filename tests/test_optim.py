@@ -1,0 +1,134 @@
+"""AdamW, its flat buffer, EMA, clipping and the learning rate, against the textbook."""
+
+import numpy as np
+import pytest
+
+from tinydiff.autograd import Tensor
+from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
+
+
+def parameters(rng, dtype=np.float64):
+    shapes = {"w": (3, 4), "b": (4,), "conv.w": (3, 3, 2, 5), "scale": ()}
+    return {name: Tensor(np.asarray(rng.standard_normal(shape), dtype), requires_grad=True)
+            for name, shape in shapes.items()}
+
+
+def textbook_adamw(w, grads, *, lr, beta1, beta2, eps, decay):
+    """Loshchilov & Hutter, Alg. 2, one parameter at a time, nothing shared with ours."""
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(grads, start=1):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        w = w - lr * (m_hat / (np.sqrt(v_hat) + eps) + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_the_textbooks_for_each_parameter(decay, rng):
+    ours = parameters(rng)
+    start = {name: p.data.copy() for name, p in ours.items()}
+    grads = {name: rng.standard_normal((20, *p.shape)) for name, p in ours.items()}
+    options = dict(beta1=0.8, beta2=0.95, eps=1e-3)
+    optimizer = AdamW(Flat(ours), decay=decay, **options)
+    for step in range(1, 21):
+        for name, p in ours.items():
+            p.grad += grads[name][step - 1]
+        optimizer.step(0.01, step)
+    for name, p in ours.items():
+        expected = textbook_adamw(start[name], grads[name], lr=0.01, **options,
+                                  decay=decay if p.ndim > 1 else 0.0)
+        np.testing.assert_allclose(p.data, expected, rtol=1e-12)
+
+
+def test_the_first_step_by_hand():
+    w = Tensor(np.array([[1.0, -2.0]]), requires_grad=True)
+    b = Tensor(np.array([1.0]), requires_grad=True)
+    optimizer = AdamW(Flat({"w": w, "b": b}), eps=0.0, decay=0.5)
+    w.grad[...] = [[3.0, -0.001]]
+    b.grad[...] = 7.0
+    optimizer.step(0.1, 1)                # any first gradient moves by lr against its sign
+    np.testing.assert_allclose(w.data, [[1 - 0.05 - 0.1, -2 + 0.1 + 0.1]])
+    np.testing.assert_allclose(b.data, [1 - 0.1])         # a bias does not decay
+
+
+def test_a_step_zeroes_the_gradient_and_keeps_float32(rng):
+    ours = parameters(rng, np.float32)
+    flat = Flat(ours)
+    flat.grad += 1
+    AdamW(flat, decay=0.1).step(0.1, 1)
+    assert not flat.grad.any()
+    assert not ours["w"].grad.any()
+    assert flat.data.dtype == flat.grad.dtype == ours["w"].dtype == np.float32
+
+
+def test_parameters_and_gradients_are_views_of_one_buffer(rng):
+    ours = parameters(rng)
+    start = {name: p.data.copy() for name, p in ours.items()}
+    flat = Flat(ours)
+    assert flat.data.shape == flat.grad.shape == (12 + 4 + 90 + 1,)
+    for name, p in ours.items():
+        np.testing.assert_array_equal(p.data, start[name])
+        assert np.shares_memory(p.data, flat.data)
+        assert np.shares_memory(p.grad, flat.grad)
+    (ours["b"] * 3).backward(np.ones(4))
+    np.testing.assert_array_equal(flat.grad, np.repeat([0, 3, 0], [12, 4, 91]))
+    flat.data[...] = np.arange(107)
+    np.testing.assert_array_equal(ours["b"].data, [12, 13, 14, 15])
+    assert ours["scale"].data == 106
+    np.testing.assert_array_equal(flat.views(flat.data)["w"], ours["w"].data)
+
+
+def test_twins_share_their_weights_and_gather_gradients_apart(rng):
+    one, other = parameters(rng), parameters(rng)
+    flat = Flat(one)
+    start = flat.data.copy()
+    twin = Flat(other, twin_of=flat)
+    np.testing.assert_array_equal(twin.data, start)       # the first one's weights are kept
+    flat.data += 1
+    np.testing.assert_array_equal(other["w"].data, one["w"].data)
+    (other["b"] * 3).backward(np.ones(4))
+    assert not flat.grad.any()
+    np.testing.assert_array_equal(twin.grad, np.repeat([0, 3, 0], [12, 4, 91]))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_ema_warms_up_and_then_decays(decay, rng):
+    flat = Flat(parameters(rng))
+    ema = EMA(flat, decay=decay)
+    expected = flat.data.copy()
+    for n in range(1, 41):
+        flat.data[...] = rng.standard_normal(flat.data.size)
+        d = min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * flat.data
+        ema.update(n)
+    np.testing.assert_allclose(ema.data, expected, rtol=1e-11, atol=1e-13)
+    assert not np.shares_memory(ema.data, flat.data)
+
+
+def test_clipping_shortens_what_is_too_long_and_nothing_else(rng):
+    flat = Flat(parameters(rng))
+    g = rng.standard_normal(flat.grad.size)
+    g *= 5 / np.linalg.norm(g)
+    flat.grad[...] = g
+    assert clip_grad(flat, 6.0) == pytest.approx(5)
+    np.testing.assert_array_equal(flat.grad, g)
+    assert clip_grad(flat, 2.0) == pytest.approx(5)       # the norm before
+    np.testing.assert_allclose(flat.grad, g * 2 / 5)
+    flat.grad[0] = np.nan
+    assert np.isnan(clip_grad(flat, 2.0))                 # for the caller to stop at
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_half_a_cosine():
+    rate = [learning_rate(step, lr=0.2, warmup=10, steps=110) for step in range(1, 111)]
+    np.testing.assert_allclose(rate[:10], 0.02 * np.arange(1, 11))
+    assert rate[9] == max(rate) == 0.2                    # lr, where the warm-up ends
+    assert rate[59] == pytest.approx(0.1)                 # half way down
+    assert rate[34] == pytest.approx(0.2 * (0.5 + 0.5**1.5))          # cos 45°
+    assert rate[-1] == 0
+    assert (np.diff(rate[9:]) < 0).all()
+
+
+def test_the_learning_rate_without_a_warm_up_starts_at_the_top_of_the_cosine():
+    assert learning_rate(1, lr=1.0, warmup=0, steps=2) == pytest.approx(0.5)
+    assert learning_rate(3, lr=1.0, warmup=3, steps=3) == 1.0

@@ -1,0 +1,121 @@
+"""The demo: the whole story on one screen, and a page to look at afterwards."""
+
+import html
+import time
+from base64 import b64encode
+from pathlib import Path
+
+from tinydiff import data, images
+from tinydiff.files import write_atomically
+from tinydiff.generate import training_run
+from tinydiff.parallel import cores
+from tinydiff.recipe import load_recipe
+from tinydiff.train import Training, fit
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PROMPTS = [f"a handwritten {word}" for word in WORDS]
+
+
+def run_demo(out, *, seed=0, stop_at=None):
+    """Train on the digits that ship with tinydiff, then draw ten prompts and a film into `out`.
+
+    An interrupted demo goes on where it stopped. -> how it ended, as `fit` says it
+    """
+    recipe = load_recipe("demo").set("train.seed", seed)
+    training = Training(recipe, data.load(recipe.data.name, recipe.data.split))
+    if (out / "checkpoint.safetensors").exists():
+        training.load(out / "checkpoint.safetensors")
+    print(describe(training, out, stop_at), flush=True)
+    outcome = fit(training, out, stop_at=stop_at, preview=preview)
+    if outcome != "interrupted":
+        draw(training, out, seed)
+        print(f"look at {out / 'index.html'}")
+    return outcome
+
+
+def draw(training, out, seed):
+    """digits.png: five of each prompt, a row each. denoising.gif: the first of each."""
+    run = training_run(training, "demo")
+    frames = [images.to_uint8(x_t) for x_t in run.denoise(PROMPTS, n=5, seed=seed, show=True)]
+    images.write_png(out / "digits.png", images.grid(frames[-1], columns=5),
+                     {"model": str(out), "prompts": PROMPTS, "n": 5, "seed": seed})
+    images.write_film(out / "denoising.gif",
+                      [images.grid(frame[::5], columns=5) for frame in frames])
+    write_atomically(out / "index.html", page(training, out).encode())
+
+
+def describe(training, out, stop_at=None):
+    """What is about to happen, and how long it takes here: a rehearsed step times those left."""
+    t, done = training.recipe.train, training.steps_done
+    left = max(0, min(t.steps, stop_at or t.steps) - done)
+    seconds = left and left * min(rehearse(training) for _ in range(2))
+    return (f"device: cpu × {cores()} · data: {training.dataset.source}\n"
+            f"model: {training.model.count():,} parameters · "
+            f"{t.steps:,} steps of {t.batch} images, {done:,} done\n"
+            f"expected time: about {clock(seconds)} · output: {out}")
+
+
+def rehearse(training):
+    """Seconds of one step, with the weights left alone."""
+    started = time.perf_counter()
+    training.gradient(training.steps_done + 1)
+    return time.perf_counter() - started
+
+
+def preview(training, path):
+    """One picture of each class, in few steps, from the weights of the moment."""
+    prompts = [data.captions(training.recipe.data.name, label)[0]
+               for label in range(len(training.dataset.classes))]
+    run = training_run(training, path.stem)
+    images.write_png(path, images.grid(run.generate(prompts, steps=min(10, run.schedule.T))))
+
+
+def clock(seconds):
+    """1:05:09, or 2:40 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def page(training, out):
+    """One HTML page with everything inside it."""
+    looks = training.steps_done * training.recipe.train.batch
+    rows = (out / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>tinydiff demo</title>
+<style>
+  body {{ font: 17px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto;
+         padding: 0 1rem; color: #222; background: #fff }}
+  img, svg {{ width: 100%; image-rendering: pixelated; background: #fff }}
+  figure {{ margin: 2rem 0 }}  figcaption {{ color: #666 }}
+  code {{ background: #f2f2f2; padding: .1em .3em }}
+</style>
+<h1>Digits that nobody wrote</h1>
+<p>A network learned from {looks:,} looks at handwritten digits how to take a little noise away.
+Asked to do that {training.recipe.sample.steps} times in a row, from nothing but noise and a prompt,
+it draws.</p>
+<figure><img src="{inline(out / 'denoising.gif')}" alt="noise turning into digits">
+<figcaption>From noise to {PROMPTS[0]} … {PROMPTS[-1]}.</figcaption></figure>
+<figure><img src="{inline(out / 'digits.png')}" alt="five pictures of each digit">
+<figcaption>One row a prompt, one seed a column.</figcaption></figure>
+<figure>{curve(losses)}<figcaption>The loss over {len(losses):,} steps.</figcaption></figure>
+<p>Next: <code>tinydiff sample {html.escape(str(out))} --prompt "the digit 7" --seed 1</code></p>
+</html>
+"""
+
+
+def inline(path):
+    """A picture file as a data URL."""
+    return f"data:image/{path.suffix[1:]};base64,{b64encode(Path(path).read_bytes()).decode()}"
+
+
+def curve(losses, width=700, height=180):
+    """The running mean of the loss as an SVG line; its left end is the first step, the bottom 0."""
+    mean, points = 0.0, []
+    for i, loss in enumerate(losses):
+        mean += (loss - mean) / min(i + 1, 20)
+        points.append(f"{i * width / max(1, len(losses) - 1):.1f},"
+                      f"{height * (1 - min(mean / losses[0], 1)):.1f}")
+    return (f'<svg viewBox="0 0 {width} {height}"><polyline points="{" ".join(points)}" '
+            'fill="none" stroke="#2a6fdb" stroke-width="2"/></svg>')

@@ -1,0 +1,70 @@
+"""Random numbers with an address: the noise of (seed, image, step) is always the same.
+
+Philox is a cipher run over a counter. The seed and the purpose are its key; the image and the
+step stand in the counter, so any number can be had without drawing those before it: a picture
+depends neither on the batch it was drawn in nor on the pictures beside it, and a training run
+that resumes needs to know nothing but its step.
+"""
+
+from itertools import count
+
+import numpy as np
+
+X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT = range(6)     # purposes never share a word
+
+
+def words(seed, purpose, image, step, n):
+    """The first n raw 64-bit words of one address: Philox4x64-10 -> (n,) uint64.
+
+    Key (seed, purpose), counter (block, image, step, 0) with block = 0, 1, 2 …, four words each.
+    ValueError unless every part of the address is a whole number in [0, 2⁶⁴).
+    """
+    return _philox(seed, purpose, image, step).random_raw(n)
+
+
+def generator(seed, step, *, purpose):
+    """A numpy Generator on the same words, for what has no fixed size: choices, permutations."""
+    return np.random.Generator(_philox(seed, purpose, 0, step))
+
+
+def uniform(seed, image, step, shape, *, purpose):
+    """Uniform numbers in [0, 1) of one address -> `shape`, float64."""
+    w = words(seed, purpose, image, step, int(np.prod(shape)))
+    return ((w >> 11) * 2.0**-53).reshape(shape)
+
+
+def normal(seed, image, step, shape, dtype=np.float32, *, purpose=X_T):
+    """Standard normal noise of one address -> `shape`."""
+    return batch(seed, [image], step, shape, dtype, purpose=purpose)[0]
+
+
+def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
+    """The noise of several images, `normal` for each index in `images` -> (N, *shape)."""
+    size = int(np.prod(shape))
+    n = size + size % 2                                           # words come in pairs
+    w = np.array([words(seed, purpose, image, step, n) for image in images], np.uint64)  # (N, n)
+    return _box_muller(w.reshape(-1, n))[:, :size].reshape(-1, *shape).astype(dtype)
+
+
+def stream(seed, images, shape, dtype=np.float32):
+    """Yield the sampler's noise (N, *shape) for step 0, 1, 2 …: what samplers take as `noise`."""
+    images = list(images)
+    for step in count():
+        yield batch(seed, images, step, shape, dtype, purpose=SAMPLER)
+
+
+def _box_muller(w):
+    """Two uniform words to two independent normals, along the last axis, in float64."""
+    u1 = ((w[:, 0::2] >> 11) + 1) * 2.0**-53                      # in (0, 1]: its log is finite
+    u2 = (w[:, 1::2] >> 11) * 2.0**-53                            # in [0, 1)
+    r, angle = np.sqrt(-2 * np.log(u1)), 2 * np.pi * u2
+    return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1).reshape(w.shape)
+
+
+def _philox(seed, purpose, image, step):
+    for name, part in (("seed", seed), ("purpose", purpose), ("image", image), ("step", step)):
+        if not 0 <= part < 2**64 or part != int(part):
+            raise ValueError(f"{name} must be a whole number from 0 to 2⁶⁴ − 1, got {part}")
+    counter = (int(image) << 64) + (int(step) << 128)
+    return np.random.Philox(key=int(seed) + (int(purpose) << 64),
+                            counter=(counter - 1) % 2**256)       # it counts up before it draws

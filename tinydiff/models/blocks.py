@@ -1,0 +1,93 @@
+"""The blocks a U-Net is built of. All are called as block(h, …) on h (N, H, W, C)."""
+
+from tinydiff.autograd import silu, upsample
+from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module
+
+
+class ResBlock(Module):
+    """x + conv(silu(norm(·))) twice, told the time between the two convolutions.  DDPM §B"""
+
+    def __init__(self, c_in, c_out, c_emb, *, groups, rng):
+        self.norm1 = GroupNorm(c_in, groups)
+        self.conv1 = Conv2d(c_in, c_out, 3, rng=rng)
+        self.shift = Linear(c_emb, c_out, rng=rng)
+        self.norm2 = GroupNorm(c_out, groups)
+        self.conv2 = Conv2d(c_out, c_out, 3, rng=rng, scale=0.0)     # starts as the identity
+        self.skip  = Conv2d(c_in, c_out, 1, rng=rng) if c_in != c_out else None
+
+    def __call__(self, x, emb):                           # x (N, H, W, c_in), emb (N, c_emb)
+        h = self.conv1(silu(self.norm1(x)))               # (N, H, W, c_out)
+        h = h + self.shift(silu(emb))[:, None, None, :]   # one number per channel
+        h = self.conv2(silu(self.norm2(h)))
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class AdaptiveResBlock(ResBlock):
+    """The same, told the time behind the second norm, by a scale and a shift.  ADM §3.1 (AdaGN)"""
+
+    def __init__(self, c_in, c_out, c_emb, *, groups, rng):
+        super().__init__(c_in, c_out, c_emb, groups=groups, rng=rng)
+        self.scale = Linear(c_emb, c_out, rng=rng)
+
+    def __call__(self, x, emb):                           # x (N, H, W, c_in), emb (N, c_emb)
+        h = self.conv1(silu(self.norm1(x)))               # (N, H, W, c_out)
+        scale, shift = (linear(silu(emb))[:, None, None, :] for linear in (self.scale, self.shift))
+        h = self.conv2(silu(self.norm2(h) * (1 + scale) + shift))     # AdaGN: y_s norm(h) + y_b
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class AttentionBlock(Module):
+    """Pixels look at each other, then, if there is a context, at the words.  LDM §3.3"""
+
+    def __init__(self, c, *, heads, groups, context_width, rng):
+        self.norm1 = GroupNorm(c, groups)
+        self.self_attention = Attention(c, heads=heads, rng=rng, scale=0.0)
+        if context_width:
+            self.norm2 = GroupNorm(c, groups)
+            self.cross_attention = Attention(c, heads=heads, rng=rng, scale=0.0,
+                                             context_width=context_width)
+
+    def __call__(self, x, context):                       # x (N, H, W, c), context (N, L, D)
+        N, H, W, C = x.shape
+        h = x.reshape(N, H * W, C)                        # (N, pixels, c)
+        h = h + self.self_attention(self.norm1(h))
+        if context is not None:
+            h = h + self.cross_attention(self.norm2(h), context)
+        return h.reshape(N, H, W, C)
+
+
+class Block(Module):
+    """A ResBlock, and attention behind it where the level has it."""
+
+    def __init__(self, c_in, c_out, c_emb, *, adaptive, attention, groups, rng):
+        kind = AdaptiveResBlock if adaptive else ResBlock
+        self.res = kind(c_in, c_out, c_emb, groups=groups, rng=rng)
+        self.attention = attention and AttentionBlock(c_out, groups=groups, rng=rng, **attention)
+
+    def __call__(self, h, emb, context):
+        h = self.res(h, emb)
+        return h if self.attention is None else self.attention(h, context)
+
+
+class Downsample(Module):
+    """Half the height and width, rounded up."""
+
+    def __init__(self, c, *, rng):
+        self.conv = Conv2d(c, c, 3, stride=2, rng=rng)
+
+    def __call__(self, h):                                # (N, H, W, c) -> (N, ⌈H/2⌉, ⌈W/2⌉, c)
+        return self.conv(h)
+
+
+class Upsample(Module):
+    """Twice the height and width, cropped to the size of `like`."""
+
+    def __init__(self, c, *, rng):
+        self.conv = Conv2d(c, c, 3, rng=rng)
+
+    def __call__(self, h, like):
+        _, H, W, _ = like.shape
+        h = upsample(h)
+        if h.shape[1:3] != (H, W):
+            h = h[:, :H, :W]
+        return self.conv(h)

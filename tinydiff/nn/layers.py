@@ -1,0 +1,67 @@
+"""The layers with weights of their own: Linear, Conv2d, GroupNorm, LayerNorm, Embedding."""
+
+import numpy as np
+
+from tinydiff.autograd import conv2d, embedding, group_norm, layer_norm
+from tinydiff.nn import init
+from tinydiff.nn.module import Module, parameter
+
+
+class Linear(Module):
+    """y = x w + b on the last axis: x (…, c_in) -> y (…, c_out).  scale = 0 starts at zero."""
+
+    def __init__(self, c_in, c_out, *, rng, bias=True, scale=1.0):
+        self.w = parameter(init.uniform((c_in, c_out), c_in, rng=rng, scale=scale))
+        self.b = parameter(np.zeros(c_out)) if bias else None
+
+    def __call__(self, x):
+        y = x @ self.w
+        return y if self.b is None else y + self.b
+
+
+class Conv2d(Module):
+    """A K × K convolution: x (N, H, W, c_in) -> y (N, ⌈H/stride⌉, ⌈W/stride⌉, c_out)."""
+
+    def __init__(self, c_in, c_out, K, *, rng, stride=1, scale=1.0):
+        self.w = parameter(init.uniform((K, K, c_in, c_out), K * K * c_in, rng=rng, scale=scale))
+        self.b = parameter(np.zeros(c_out))
+        self.stride = stride
+
+    def __call__(self, x):
+        return conv2d(x, self.w, self.b, stride=self.stride, padding=self.w.shape[0] // 2)
+
+
+class GroupNorm(Module):
+    """Mean 0, variance 1 over each image's pixels and groups of channels; then scale and shift."""
+
+    def __init__(self, c, groups, eps=1e-5):
+        if c % groups:
+            raise ValueError(f"GroupNorm: {c} channels cannot be shared out among {groups} groups")
+        self.scale = parameter(np.ones(c))
+        self.shift = parameter(np.zeros(c))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x):                                # (N, …, c)
+        return group_norm(x, self.scale, self.shift, groups=self.groups, eps=self.eps)
+
+
+class LayerNorm(Module):
+    """Mean 0 and variance 1 over the last axis of each token, then scale and shift."""
+
+    def __init__(self, width, eps=1e-5):
+        self.scale = parameter(np.ones(width))
+        self.shift = parameter(np.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x):                                # (…, width)
+        return layer_norm(x, self.scale, self.shift, eps=self.eps)
+
+
+class Embedding(Module):
+    """A table with one learned row for each id: ids (…) -> (…, width)."""
+
+    def __init__(self, size, width, *, rng, std=0.02):
+        self.table = parameter(init.normal((size, width), rng=rng, std=std))
+
+    def __call__(self, ids):
+        return embedding(self.table, ids=ids)

@@ -1,0 +1,215 @@
+"""A recipe: all that decides what a training run gives, as frozen dataclasses and as TOML."""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from tinydiff.data import check_name
+from tinydiff.diffusion import Schedule, ddim, ddpm, min_snr, nodes, unweighted
+from tinydiff.models import TextEncoderConfig, UNetConfig
+
+SHIPPED  = Path(__file__).parent / "recipes"
+WEIGHTS  = {"unweighted": unweighted, "min_snr": min_snr}
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
+KINDS    = {bool: "true or false", int: "a whole number from {}", float: "a number",
+            str: "a word", tuple: "a list of whole numbers from {}"}
+FOLLOWS  = {"channels": 1, "context_width": None, "classes": None}     # from data and text
+MAY_BE_ZERO = {"attend", "depth", "sample_every", "seed", "t_first", "warmup"}
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """[data]: which pictures."""
+
+    name:  str  = "digits"       # a data set of tinydiff.data
+    split: str  = "train"        # its part
+    flip:  bool = False          # mirror every other picture, left to right
+
+    def __post_init__(self):
+        check_name(self.name)
+
+
+@dataclass(frozen=True)
+class DiffusionTable:
+    """[diffusion]: how they drown in noise."""
+
+    schedule: str = "cosine"     # linear, cosine or scaled_linear
+    T:        int = 1000         # steps of the chain
+    weight:   str = "unweighted" # of the loss at each t: unweighted or min_snr
+
+    def __post_init__(self):
+        nearest(self.weight, WEIGHTS, "weight of the loss")
+
+
+@dataclass(frozen=True)
+class TrainTable:
+    """[train]: how the network learns to undo it."""
+
+    steps:        int   = 600    # optimizer steps in all
+    batch:        int   = 64     # images a step
+    shards:       int   = 4      # parts of a batch worked on side by side
+    lr:           float = 2e-3   # largest learning rate, reached after `warmup` steps
+    warmup:       int   = 50     # steps; then half a cosine down to 0
+    clip:         float = 1.0    # largest norm of the gradient
+    decay:        float = 0.0    # weight decay
+    ema:          float = 0.99   # decay of the running mean of the weights, which is what is kept
+    plain:        float = 0.5    # share of captions in their first, plainest wording
+    drop:         float = 0.1    # share of captions left out, for guidance
+    seed:         int   = 0      # of everything random in the run
+    save_every:   int   = 500    # steps between checkpoints
+    sample_every: int   = 0      # steps between previews in samples/; 0: none
+
+    def __post_init__(self):
+        if self.shards > self.batch:
+            raise ValueError(f"recipe: a batch of {self.batch} cannot be shared out among "
+                             f"{self.shards} shards; lower train.shards")
+        for name, fits, wanted in (("lr",    self.lr > 0,            "above 0"),
+                                   ("clip",  self.clip > 0,          "above 0"),
+                                   ("decay", self.decay >= 0,        "of at least 0"),
+                                   ("ema",   0 <= self.ema < 1,      "from 0 to below 1"),
+                                   ("drop",  0 <= self.drop <= 1,    "from 0 to 1"),
+                                   ("seed",  0 <= self.seed < 2**64, "from 0 to below 2⁶⁴")):
+            if not fits:
+                raise ValueError(f"recipe: train.{name} expects a number {wanted}, "
+                                 f"got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """[sample]: how pictures are drawn from it."""
+
+    sampler:  str   = "ddim"     # ddim or ddpm
+    steps:    int   = 50         # network calls (two each with guidance)
+    guidance: float = 3.0        # w: 1 none, above 1 closer to the prompt
+    clip:     bool  = True       # keep the estimate of x0 in [-1, 1]
+
+    def __post_init__(self):
+        nearest(self.sampler, SAMPLERS, "sampler")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One table a part. What of [model] follows from data and text is left out."""
+
+    data:      DataTable         = field(default_factory=DataTable)
+    text:      TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    model:     UNetConfig        = field(default_factory=UNetConfig)
+    diffusion: DiffusionTable    = field(default_factory=DiffusionTable)
+    train:     TrainTable        = field(default_factory=TrainTable)
+    sample:    SampleTable       = field(default_factory=SampleTable)
+
+    def __post_init__(self):
+        nodes(self.schedule(), self.sample.steps)         # no more steps than the chain has
+        for key, default in FOLLOWS.items():
+            if getattr(self.model, key) != default:
+                raise ValueError(f"recipe: model.{key} follows from data and text; leave it out")
+
+    @classmethod
+    def parse(cls, text):
+        """From the text of a TOML file, undoing `toml`; what it leaves out keeps its default."""
+        return cls().change(tomllib.loads(text))
+
+    def change(self, tables):
+        """The same recipe with other values, {table: {key: value}}.
+
+        Raises ValueError for an unknown table or key, naming the nearest, for a value of another
+        type, and for values that do not fit together.
+        """
+        changed = {}
+        for name, values in tables.items():
+            nearest(name, asdict(self), "table")
+            if not isinstance(values, dict):
+                raise ValueError(f"recipe: expected a table [{name}], got {name} = {values!r}")
+            table = getattr(self, name)
+            kinds = {f.name: int if f.default is None else type(f.default) for f in fields(table)}
+            for key, value in values.items():
+                nearest(key, kinds, f"key in [{name}]")
+                values = {**values, key: typed(f"{name}.{key}", value, kinds[key])}
+            changed[name] = replace(table, **values)
+        return replace(self, **changed)
+
+    def set(self, path, value):
+        """The same recipe with one other value: recipe.set("train.steps", 100)."""
+        table, _, key = path.partition(".")
+        return self.change({table: {key: value}})
+
+    def override(self, settings):
+        """The same recipe after a list of "table.key=value", as `--set` takes them."""
+        tables = {}
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            table, dot, key = path.strip().partition(".")
+            if not equals or not dot:
+                raise ValueError(f"--set {setting}: expected table.key=value, "
+                                 "as in train.steps=100")
+            try:
+                value = tomllib.loads(f"x = {text}")["x"]
+            except tomllib.TOMLDecodeError:
+                value = text                              # a bare word is a string
+            tables.setdefault(table, {})[key] = value
+        return self.change(tables)
+
+    def settings(self):
+        """{"table.key": value}: every value there is."""
+        return {f"{table}.{key}": value for table, values in asdict(self).items()
+                for key, value in values.items()}
+
+    def toml(self):
+        """The recipe as a TOML file: what `parse` reads."""
+        return "\n".join(
+            f"[{table}]\n" + "".join(f"{key} = {toml_value(value)}\n"
+                                     for key, value in values.items() if key not in FOLLOWS)
+            for table, values in asdict(self).items())
+
+    def schedule(self):
+        """The noise schedule that [diffusion] names."""
+        return Schedule.named(self.diffusion.schedule, T=self.diffusion.T)
+
+
+def shipped():
+    """The names of the recipes that come with tinydiff."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def load_recipe(name):
+    """A Recipe from a TOML file, or by the name of a shipped one.
+
+    Raises FileNotFoundError naming the nearest shipped one, ValueError for a file that is none.
+    """
+    path = SHIPPED / f"{name}.toml" if name in shipped() else Path(name)
+    if not path.is_file():
+        guess = get_close_matches(str(name), shipped(), n=1, cutoff=0)
+        raise FileNotFoundError(f"no recipe {str(name)!r}: expected a TOML file or one of "
+                                f"{', '.join(shipped())}; did you mean {guess[0]!r}?")
+    try:
+        return Recipe.parse(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+
+
+def nearest(name, known, what):
+    """Raise ValueError unless `name` is known, with the nearest name that is."""
+    if name not in known:
+        guess = get_close_matches(name, known, n=1, cutoff=0)
+        raise ValueError(f"there is no {what} called {name!r}; did you mean {guess[0]!r}?")
+
+
+def typed(path, value, kind):
+    """`value` as the type of the field's default; ValueError where it is of another."""
+    least = 0 if path.partition(".")[2] in MAY_BE_ZERO else 1
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    whole = {int: [value], tuple: value}.get(kind, [])
+    if type(value) is not kind or any(type(n) is not int or n < least for n in whole):
+        raise ValueError(f"recipe: {path} expects {KINDS[kind].format(least)}, got {value!r}")
+    return value
+
+
+def toml_value(value):
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, str)) else repr(value)

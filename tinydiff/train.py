@@ -1,0 +1,215 @@
+"""Training, told straight: DDPM Algorithm 1 on captioned pictures.
+
+    training = Training(recipe, dataset)      # tokenizer, networks, optimizer, EMA
+    training.step()                           # one descent on the loss
+    fit(training, folder)                     # all of them, with a bar, files and Ctrl-C
+
+A step is a pure function of the weights and its number, so a run that resumes needs to know
+nothing else.
+"""
+
+import re
+import time
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff import checkpoint, images
+from tinydiff.autograd import mse
+from tinydiff.autograd.blame import first_bad
+from tinydiff.data import batch_indices, captions
+from tinydiff.diffusion import noise, objective
+from tinydiff.files import write_atomically
+from tinydiff.models import TextToImage, Tokenizer
+from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
+from tinydiff.parallel import side_by_side
+from tinydiff.progress import bar, interruptible
+from tinydiff.recipe import WEIGHTS, Recipe
+
+ADVICE = "train into another folder with a smaller train.lr"
+COLUMNS = "step,loss,lr,grad_norm,images_per_s,seconds"
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient is no longer a number."""
+
+
+class Training:
+    """A model in the making, with all that its next step depends on.
+
+    steps_done counts the optimizer steps behind it. The batch is worked on in `shards` side by
+    side, each by a twin of the model: the same weights, gradients of its own.
+    """
+
+    def __init__(self, recipe, dataset):
+        self.recipe, self.dataset = recipe, dataset
+        self.schedule = recipe.schedule()
+        texts = [captions(recipe.data.name, label) for label in range(len(dataset.classes))]
+        tokenizer = Tokenizer.learn([text for label in texts for text in label],
+                                    recipe.text.vocabulary, recipe.text.length)
+        self.tokens = [tokenizer.encode(label) for label in texts]    # one (captions, L) a class
+        self.empty = tokenizer.encode([""])[0]                        # (L,)
+        self.model = TextToImage(
+            tokenizer, replace(recipe.text, vocabulary=tokenizer.size),
+            replace(recipe.model, channels=dataset.images.shape[-1],
+                    context_width=recipe.text.width),
+            rng=np.random.default_rng(recipe.train.seed))
+        self.flat = Flat(self.model.parameters())
+        self.twins = [(self.model, self.flat)]
+        for _ in range(recipe.train.shards - 1):
+            twin = TextToImage.from_config(self.model.config(), rng=np.random.default_rng(0))
+            self.twins.append((twin, Flat(twin.parameters(), twin_of=self.flat)))
+        self.optimizer = AdamW(self.flat, decay=recipe.train.decay)
+        self.ema = EMA(self.flat, decay=recipe.train.ema)
+        self.steps_done = 0
+
+    @np.errstate(all="ignore")                            # a lost number is found and named
+    def step(self):
+        """One descent on the simple loss.  DDPM Alg. 1   -> (loss, lr, norm of the gradient)
+
+        Raises Diverged, naming step and layer and leaving the weights alone, when a number is lost.
+        """
+        t, step = self.recipe.train, self.steps_done + 1
+        loss = self.gradient(step)
+        norm = clip_grad(self.flat, t.clip)
+        if not isfinite(norm):
+            raise Diverged(f"the gradient of step {step} is {norm}, "
+                           f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
+        lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=t.steps)
+        self.optimizer.step(lr, step)
+        self.ema.update(step)
+        self.steps_done = step
+        return loss, lr, norm
+
+    @np.errstate(all="ignore")
+    def gradient(self, step):
+        """Put the gradient of step 1, 2, … into `flat.grad`; return the loss."""
+        x0, ids = self.batch(step)
+        draw = objective.draw(self.schedule, x0, self.model.unet.config.predicts,
+                              seed=self.recipe.train.seed, step=step,
+                              weigh=WEIGHTS[self.recipe.diffusion.weight])
+
+        def descend(twin, rows):
+            model, flat = twin
+            loss = mse(model(draw.x_t[rows], draw.t[rows], ids[rows]), draw.target[rows],
+                       weight=draw.weight[rows]) * (len(rows) / len(ids))       # DDPM Eq. 14
+            if not isfinite(loss.item()):
+                raise Diverged(f"the loss of step {step} is {loss.item()}, "
+                               f"lost at {first_bad(loss, flat.parameters)}; {ADVICE}")
+            flat.grad[...] = 0
+            loss.backward()
+            return loss.item()
+
+        shards = np.array_split(np.arange(len(ids)), len(self.twins))
+        losses = side_by_side(descend, self.twins, shards)
+        for _, flat in self.twins[1:]:
+            self.flat.grad += flat.grad
+        return sum(losses)
+
+    def batch(self, step):
+        """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""
+        t = self.recipe.train
+        index = batch_indices(len(self.dataset.images), t.batch, step - 1, t.seed)
+        x0 = images.to_float(self.dataset.images[index])
+        rng = noise.generator(t.seed, step, purpose=noise.CAPTION)
+        plain = rng.random(len(x0)) < t.plain
+        ids = np.stack([self.tokens[label][0] if first else rng.choice(self.tokens[label])
+                        for label, first in zip(self.dataset.labels[index], plain, strict=True)])
+        ids[rng.random(len(ids)) < t.drop] = self.empty           # so that it can draw unprompted
+        if self.recipe.data.flip:
+            mirrored = rng.random(len(x0)) < 0.5
+            x0[mirrored] = x0[mirrored, :, ::-1]
+        return x0, ids
+
+    def state(self):
+        """{path: array}: all the numbers that the next step depends on, and the running mean."""
+        buffers = {"model": self.flat.data, "ema": self.ema.data,
+                   "adam_m": self.optimizer.m, "adam_v": self.optimizer.v}
+        return {f"{kind}/{name}": view for kind, buffer in buffers.items()
+                for name, view in self.flat.views(buffer).items()}
+
+    def save(self, path):
+        """Write a checkpoint from which `load` goes on bit for bit."""
+        checkpoint.save(path, self.state(), {
+            "recipe": self.recipe.toml(), "model": self.model.config(),
+            "schedule": self.schedule.config, "shape": list(self.dataset.images.shape[1:]),
+            "step": self.steps_done})
+
+    def load(self, path):
+        """Go on from a checkpoint of the same recipe.  Raises ValueError naming what differs."""
+        arrays, config = checkpoint.load(path)
+        if "step" not in config:
+            raise ValueError(f"{path} holds weights only, no training to go on with")
+        theirs = Recipe.parse(config["recipe"]).settings()
+        for key, now in self.recipe.settings().items():
+            if theirs[key] != now:
+                raise ValueError(f"{path} was trained with {key} = {theirs[key]}, the recipe now "
+                                 f"says {now}; resume with the same recipe or train into another "
+                                 "folder")
+        state = self.state()
+        if shapes(arrays) != shapes(state):
+            raise ValueError(f"{path} holds other weights than its recipe makes now; "
+                             "train into another folder")
+        for name, view in state.items():
+            view[...] = arrays[name]
+        self.steps_done = config["step"]
+
+
+def shapes(arrays):
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def worst(gradients):
+    """The path of the first gradient that is not a number, else of the largest."""
+    return max(gradients, key=lambda name: (not np.isfinite(gradients[name]).all(),
+                                            np.abs(gradients[name]).max()))
+
+
+def fit(training, folder, *, stop_at=None, preview=None, show=True):
+    """Run the steps that are left; write checkpoint.safetensors, metrics.csv, config.toml.
+
+    stop_at ends the run there as Ctrl-C would, with the plan unchanged; the second Ctrl-C is
+    KeyboardInterrupt. preview(training, path) is called every `sample_every` steps. Returns "done",
+    "stopped" (stop_at) or "interrupted". Raises Diverged, OSError; the last good checkpoint stays.
+    """
+    recipe, folder = training.recipe, Path(folder)
+    t = recipe.train
+    write_atomically(folder / "config.toml", recipe.toml().encode())
+    end = min(t.steps, stop_at or t.steps)
+    before = keep_rows(folder / "metrics.csv", training.steps_done)
+    started = time.perf_counter()
+    with (interruptible() as pressed, open_log(folder / "metrics.csv") as log,
+          bar(t.steps, start=training.steps_done, what="train", show=show) as progress):
+        while training.steps_done < end and not pressed():
+            began = time.perf_counter()
+            loss, lr, norm = training.step()
+            now, step = time.perf_counter(), training.steps_done
+            rate = t.batch / (now - began)
+            log.write(f"{step},{loss:.6f},{lr:.6g},{norm:.4f},{rate:.1f},"
+                      f"{before + now - started:.2f}\n")
+            progress.update()
+            progress.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
+            if step % t.save_every == 0 and step < end:
+                training.save(folder / "checkpoint.safetensors")
+            if preview and t.sample_every and step % t.sample_every == 0:
+                preview(training, folder / "samples" / f"step-{step:06d}.png")
+        training.save(folder / "checkpoint.safetensors")
+    if training.steps_done == t.steps:
+        return "done"
+    return "interrupted" if pressed() else "stopped"
+
+
+def open_log(path):
+    """metrics.csv, to be added to; each row is in the file before its step can be saved."""
+    return open(path, "a", encoding="utf-8", newline="\n", buffering=1)
+
+
+def keep_rows(path, steps):
+    """Cut metrics.csv back to its first `steps` steps; return the seconds they had taken."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = [row for row in re.findall(r"^\d+(?:,[-+.\de]+){5}$", text, re.MULTILINE)
+            if int(row.partition(",")[0]) <= steps]
+    write_atomically(path, "\n".join([COLUMNS, *rows, ""]).encode())
+    return float(rows[-1].rpartition(",")[2]) if rows else 0.0
