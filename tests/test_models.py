@@ -70,8 +70,9 @@ def test_tiny_has_about_sixty_thousand_parameters_and_ddpm_cifar10_as_many_as_pu
     assert UNet(UNetConfig.ddpm_cifar10(), rng=rng).count() == 35_746_307
 
 
-def test_a_whole_unet_has_the_right_slope_along_32_random_directions(rng):
-    checked = Checked(TINY, 7, 9, rng)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_whole_unet_has_the_right_slope_along_32_random_directions(adaptive, rng):
+    checked = Checked(replace(TINY, adaptive=adaptive), 7, 9, rng)
     for _ in range(32):
         differences, exact = checked.slope_along_a_direction(rng)
         assert differences == pytest.approx(exact, abs=1e-6)
@@ -228,3 +229,8 @@ def test_a_label_that_does_not_exist_is_refused(rng):
 def test_a_configuration_that_cannot_be_built_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**change)
+
+
+def test_attention_at_a_level_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="attend names level 2, but 2 mults make levels 0 to 1"):
+        UNetConfig(mults=(1, 2), attend=(0, 2))

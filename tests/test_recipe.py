@@ -22,8 +22,8 @@ RECIPES = st.fixed_dictionaries({}, optional={
         "split": st.text(st.characters(exclude_categories=["Cc", "Cs"]))}),
     "text": st.fixed_dictionaries({}, optional={"width": whole, "depth": st.integers(0, 9)}),
     "model": st.fixed_dictionaries({}, optional={
-        "mults": st.lists(whole, min_size=1).map(tuple),
-        "attend": st.lists(st.integers(0)).map(tuple),
+        "mults": st.lists(whole, min_size=2).map(tuple),
+        "attend": st.lists(st.integers(0, 1)).map(tuple),
         "predicts": st.sampled_from(["eps", "x0", "v"]), "t_first": st.integers(0, 1)}),
     "diffusion": st.fixed_dictionaries({}, optional={
         "schedule": st.sampled_from(["linear", "cosine", "scaled_linear"]),

@@ -34,14 +34,26 @@ def run_demo(out, *, seed=0, stop_at=None):
 
 
 def draw(training, out, seed):
-    """digits.png: five of each prompt, a row each. denoising.gif: the first of each."""
+    """digits.png: a column for each prompt, a row for each of five seeds. denoising.gif: a row."""
     run = training_run(training, "demo")
-    frames = [images.to_uint8(x_t) for x_t in run.denoise(PROMPTS, n=5, seed=seed, show=True)]
-    images.write_png(out / "digits.png", images.grid(frames[-1], columns=5),
+    frames = [by_row(images.to_uint8(x_t), rows=5)
+              for x_t in run.denoise(PROMPTS, n=5, seed=seed, show=True)]
+    columns = len(PROMPTS)
+    images.write_png(out / "digits.png", larger(images.grid(frames[-1], columns)),
                      {"model": str(out), "prompts": PROMPTS, "n": 5, "seed": seed})
     images.write_film(out / "denoising.gif",
-                      [images.grid(frame[::5], columns=5) for frame in frames])
+                      [larger(images.grid(frame[:columns], columns)) for frame in frames])
     write_atomically(out / "index.html", page(training, out).encode())
+
+
+def by_row(pictures, rows):
+    """From all of the first prompt first to the first of each prompt first."""
+    return pictures.reshape(-1, rows, *pictures.shape[1:]).swapaxes(0, 1).reshape(pictures.shape)
+
+
+def larger(sheet, factor=2):
+    """Each pixel as factor × factor pixels."""
+    return sheet.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def describe(training, out, stop_at=None):
@@ -98,7 +110,7 @@ it draws.</p>
 <figure><img src="{inline(out / 'denoising.gif')}" alt="noise turning into digits">
 <figcaption>From noise to {PROMPTS[0]} … {PROMPTS[-1]}.</figcaption></figure>
 <figure><img src="{inline(out / 'digits.png')}" alt="five pictures of each digit">
-<figcaption>One row a prompt, one seed a column.</figcaption></figure>
+<figcaption>A column for each prompt, a row for each seed.</figcaption></figure>
 <figure>{curve(losses)}<figcaption>The loss over {len(losses):,} steps.</figcaption></figure>
 <p>Next: <code>tinydiff sample {html.escape(str(out))} --prompt "the digit 7" --seed 1</code></p>
 </html>

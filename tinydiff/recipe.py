@@ -69,6 +69,7 @@ class TrainTable:
                                    ("clip",  self.clip > 0,          "above 0"),
                                    ("decay", self.decay >= 0,        "of at least 0"),
                                    ("ema",   0 <= self.ema < 1,      "from 0 to below 1"),
+                                   ("plain", 0 <= self.plain <= 1,   "from 0 to 1"),
                                    ("drop",  0 <= self.drop <= 1,    "from 0 to 1"),
                                    ("seed",  0 <= self.seed < 2**64, "from 0 to below 2⁶⁴")):
             if not fits:

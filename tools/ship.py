@@ -18,7 +18,7 @@ LARGEST = 3_000_000                                       # bytes
 
 
 def ship(run, name):
-    """Write weights/NAME.safetensors from the folder of a finished run; return its size in bytes."""
+    """Write weights/NAME.safetensors from the folder of a finished run; return its bytes."""
     arrays, config = checkpoint.load(Path(run) / "checkpoint.safetensors")
     ema = {key: array.astype(np.float16) for key, array in arrays.items()
            if key.startswith("ema/")}

@@ -19,6 +19,7 @@ NETWORKS = {                                   # configuration, height, width
     "RGB, labels, three levels": (UNetConfig(channels=3, base=8, mults=(1, 2, 3), blocks=2,
                                              attend=(0, 2), heads=2, groups=4, classes=5), 7, 10),
     "patches":                   (replace(TINY, patch=2, blocks=2), 6, 10),
+    "adaptive, wide embedding":  (replace(TINY, adaptive=True, emb=6), 5, 8),
 }
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}   # of the largest number of the array, or of 0.1
 

@@ -31,8 +31,13 @@ def attention(p, path, x, context, heads):
 
 def res_block(p, path, x, emb, c):
     h = conv(p, f"{path}.conv1", F.silu(group_norm(p, f"{path}.norm1", x, c.groups)))
-    h = h + linear(p, f"{path}.shift", F.silu(emb))[:, :, None, None]
-    h = conv(p, f"{path}.conv2", F.silu(group_norm(p, f"{path}.norm2", h, c.groups)))
+    shift = linear(p, f"{path}.shift", F.silu(emb))[:, :, None, None]
+    if c.adaptive:
+        scale = linear(p, f"{path}.scale", F.silu(emb))[:, :, None, None]
+        h = group_norm(p, f"{path}.norm2", h, c.groups) * (1 + scale) + shift
+    else:
+        h = group_norm(p, f"{path}.norm2", h + shift, c.groups)
+    h = conv(p, f"{path}.conv2", F.silu(h))
     return h + (conv(p, f"{path}.skip", x) if f"{path}.skip.w" in p else x)
 
 
