@@ -34,7 +34,7 @@ def run_demo(out, *, seed=0, stop_at=None):
 
 
 def draw(training, out, seed):
-    """digits.png: a column for each prompt, a row for each of five seeds. denoising.gif: a row."""
+    """digits.png: a column for each prompt, five rows. denoising.gif: the first row, from noise."""
     run = training_run(training, "demo")
     frames = [by_row(images.to_uint8(x_t), rows=5)
               for x_t in run.denoise(PROMPTS, n=5, seed=seed, show=True)]
@@ -110,7 +110,7 @@ it draws.</p>
 <figure><img src="{inline(out / 'denoising.gif')}" alt="noise turning into digits">
 <figcaption>From noise to {PROMPTS[0]} … {PROMPTS[-1]}.</figcaption></figure>
 <figure><img src="{inline(out / 'digits.png')}" alt="five pictures of each digit">
-<figcaption>A column for each prompt, a row for each seed.</figcaption></figure>
+<figcaption>A column for each prompt; each row starts from the same noise.</figcaption></figure>
 <figure>{curve(losses)}<figcaption>The loss over {len(losses):,} steps.</figcaption></figure>
 <p>Next: <code>tinydiff sample {html.escape(str(out))} --prompt "the digit 7" --seed 1</code></p>
 </html>
