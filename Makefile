@@ -27,7 +27,10 @@ lint: $(VENV)/.installed-lint
 	$(PY) -m ruff check .
 
 bench: $(VENV)/.installed
-	for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
+	$(PY) benchmarks/autograd_overhead.py
+	$(PY) benchmarks/import_time.py
+	$(PY) benchmarks/digit_quality.py
+	$(PY) benchmarks/demo_time.py --threads 2 4
 
 notebooks: $(VENV)/.installed-notebooks
 	$(PY) tools/notebooks.py

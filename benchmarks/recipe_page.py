@@ -1,0 +1,64 @@
+"""What a recipe gives, shown honestly: its curve and an uncurated grid, into docs/recipes.md.
+
+    tinydiff train cifar10-small && python benchmarks/recipe_page.py runs/cifar10-small
+
+Reads a finished run, draws one picture of each class with seeds 0 to 7, none left out, and replaces
+the block of that name in docs/recipes.md and the pictures beside it.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+from machine import machine
+from pages import replace_block
+
+from tinydiff import data, images, viz
+from tinydiff.files import write_atomically
+from tinydiff.generate import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = 8
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    folder = parser.parse_args().run
+    name, docs = folder.name, ROOT / "docs"
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    step, loss = (np.array([float(row[key]) for row in rows]) for key in ("step", "loss"))
+    write_atomically(docs / f"{name}-loss.png", viz.png(viz.loss_curve(step, loss)))
+    run = load_run(folder)
+    prompts = [data.captions(run.recipe.data.name, label)[0] for label in range(10)]
+    drawn = run.generate(prompts, n=SEEDS, seed=0, show=True)
+    images.write_png(docs / f"{name}-grid.png", images.grid(drawn, columns=SEEDS))
+    text = block(name, run, rows, loss, prompts)
+    if not replace_block(docs / "recipes.md", name, text):
+        sys.exit(f"docs/recipes.md has no block {name}")
+    print(text)
+
+
+def block(name, run, rows, loss, prompts):
+    t, on = run.recipe.train, machine()
+    rate = float(np.median([float(row["images_per_s"]) for row in rows]))
+    minutes = float(rows[-1]["seconds"]) / 60
+    return f"""{len(rows):,} steps of {t.batch} pictures, {minutes:.0f} minutes at a median of
+{rate:.0f} pictures a second; {run.model.count():,} parameters. The loss of the last hundred steps is
+{loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
+
+![the loss of each step and its running mean]({name}-loss.png)
+
+![{SEEDS} pictures of each prompt, one row a prompt]({name}-grid.png)
+
+The rows run from “{prompts[0]}” to “{prompts[-1]}”. Seed 0, the first {SEEDS} pictures of each,
+none left out, guidance {run.recipe.sample.guidance:g}, {run.recipe.sample.steps} steps of
+{run.recipe.sample.sampler}. {on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']},
+NumPy {on['numpy']}: `python benchmarks/recipe_page.py runs/{name}`."""
+
+
+if __name__ == "__main__":
+    main()
