@@ -47,8 +47,8 @@ def block(name, run, rows, loss, prompts):
     rate = float(np.median([float(row["images_per_s"]) for row in rows]))
     minutes = float(rows[-1]["seconds"]) / 60
     return f"""{len(rows):,} steps of {t.batch} pictures, {minutes:.0f} minutes at a median of
-{rate:.0f} pictures a second; {run.model.count():,} parameters. The loss of the last hundred steps is
-{loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
+{rate:.0f} pictures a second; {run.model.count():,} parameters. The loss of the last hundred steps
+is {loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
 
 ![the loss of each step and its running mean]({name}-loss.png)
 
