@@ -1,7 +1,8 @@
 """The notebook generator finds scripts by number or name, and says which cell fails."""
 
-import notebooks
 import pytest
+
+import notebooks
 
 
 @pytest.fixture
