@@ -4,6 +4,7 @@
 
 VENV   ?= .venv
 PYTHON ?= python3
+DEMO   ?=                   # its options, as in make demo DEMO="--seed 1"
 UV     := $(shell command -v uv 2>/dev/null)
 PY     := $(VENV)/bin/python
 
@@ -18,7 +19,7 @@ endif
 .PHONY: demo test lint bench notebooks wheel clean
 
 demo: $(VENV)/.installed
-	$(PY) -m tinydiff demo
+	$(PY) -m tinydiff demo $(DEMO)
 
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -n auto
@@ -29,7 +30,7 @@ lint: $(VENV)/.installed-lint
 bench: $(VENV)/.installed
 	$(PY) benchmarks/autograd_overhead.py
 	$(PY) benchmarks/import_time.py
-	$(PY) benchmarks/digit_quality.py
+	$(PY) benchmarks/digit_quality.py --n 100 1000
 	$(PY) benchmarks/demo_time.py --threads 2 4
 
 notebooks: $(VENV)/.installed-notebooks

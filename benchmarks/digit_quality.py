@@ -141,6 +141,7 @@ def real_draw(dataset, n, rng):
 def table(result):
     """The block for README."""
     judge, on = result["judge"], result["machine"]
+    counts = " ".join(str(r["n"]) for r in next(iter(result["runs"].values())))
     rows = [f"| `{name}` | {r['n']} | {r['recognised']:.1%} "
             f"({r['ci95'][0]:.1%} – {r['ci95'][1]:.1%}) "
             f"| {r['nearest']:.2f} ({r['nearest_real']:.2f}) | {r['frechet_ratio']:.2f} |"
@@ -153,7 +154,7 @@ percentile of real pairs; 0 is a copy. *Fréchet ratio*: the distance from held-
 that of as many real training digits; 1 is as good as real. Recognition and features are those of a
 classifier of our own that learned from {judge['learned_from']:,} real digits and reads
 {judge['accuracy']:.2%} of {judge['held_out']:,} others. Measured {on['date']} with Python
-{on['python']} and NumPy {on['numpy']}: `python benchmarks/digit_quality.py`."""])
+{on['python']} and NumPy {on['numpy']}: `python benchmarks/digit_quality.py --n {counts}`."""])
 
 
 def main():

@@ -18,7 +18,7 @@ FLOORS = [
     "nn",
     "models optim data images checkpoint viz metrics",
     "predictor recipe train generate evaluate pretrained",
-    "demo",
+    "demo report",
     "cli __main__",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -113,3 +113,4 @@ def test_the_table_has_a_row_for_each_run_and_number_of_pictures(quality, judge,
         "accuracy": 0.9912, "learned_from": 60_000, "held_out": 10_000}})
     assert [line.split("|")[2].strip() for line in text.splitlines()[2:4]] == ["20", "100"]
     assert "99.12% of 10,000" in text
+    assert "`python benchmarks/digit_quality.py --n 20 100`" in text

@@ -15,6 +15,7 @@ from story_helpers import ENVIRONMENT, TINY, finished, tiny, tinydiff
 
 from tinydiff import __version__, checkpoint, cli, demo, images
 from tinydiff.recipe import load_recipe, shipped
+from tinydiff.report import clock
 
 SEVEN = "a handwritten seven"
 ON_UNIX = pytest.mark.skipif(sys.platform == "win32", reason="a matter of Unix")
@@ -105,13 +106,16 @@ def test_sample_writes_what_the_name_of_the_file_asks_for(typed, trained):
     ask = ("sample", trained / "run", "--prompt", SEVEN, "--prompt", "2", "--n", 3)
     code, out, _ = typed(*ask, "--out", "a.npy")
     assert code == 0
-    assert re.search(r"device: cpu × \d+ · model: .*run · pictures: 6 · output: a\.npy", out)
+    assert re.search(r"device: cpu × \d+ · model: .*run · pictures: 6$", out, re.MULTILINE)
+    assert re.search(r"^expected time: about \d+:\d\d · output: a\.npy$", out, re.MULTILINE)
     pictures = np.load("a.npy")
     assert (pictures.dtype, pictures.shape) == (np.uint8, (6, 28, 28, 1))
     assert typed(*ask, "--out", "a.png")[0] == 0
     pytest.importorskip("PIL")
     np.testing.assert_array_equal(images.read_image("a.png"), images.grid(pictures, columns=3))
-    for name in ("a.gif", "a.webp"):
+    assert typed(*ask, "--out", "B.PNG")[0] == 0
+    assert images.Path("B.PNG").read_bytes() == images.Path("a.png").read_bytes()
+    for name in ("a.gif", "a.webp", "B.GIF"):
         assert typed(*ask, "--out", name)[0] == 0
         from PIL import Image
         with Image.open(name) as film:
@@ -125,15 +129,15 @@ def test_sample_passes_every_option_on_and_stores_it_in_the_picture(typed, train
              for word in (f"--{key}", "24x32" if key == "size" else value)]
     assert typed("sample", trained / "run", "--prompt", SEVEN, *words, "--out", "a.png")[0] == 0
     assert images.read_provenance("a.png") == {
-        **options, "tinydiff": __version__, "model": str(trained / "run"), "prompts": [SEVEN]}
+        **options, "tinydiff": __version__, "model": "run", "prompts": [SEVEN]}
     asked = {**options, "size": (24, 32)}
-    expected = cli_run(trained).generate([SEVEN], **asked)
+    expected = cli_run(trained / "run").generate([SEVEN], **asked)
     np.testing.assert_array_equal(images.read_image("a.png"), images.grid(expected))
 
 
-def cli_run(trained):
+def cli_run(folder):
     from tinydiff.generate import load_run
-    return load_run(trained / "run")
+    return load_run(folder)
 
 
 def test_the_same_seed_gives_the_same_bytes_in_two_processes(trained, tmp_path):
@@ -174,6 +178,8 @@ def test_the_demo_tells_its_story_and_can_be_gone_on_with(typed, monkeypatch):
     assert "look at " in out
     sheet = images.read_image("here/digits.png")
     assert sheet.shape == (2 * (5 * 30 - 2), 2 * (10 * 30 - 2), 1)     # five of each of ten, × 2
+    told = images.read_provenance("here/digits.png")
+    assert told == cli_run(images.Path("here")).settings(demo.PROMPTS, n=5)
     from PIL import Image
     with Image.open("here/denoising.gif") as film:
         assert (film.n_frames, film.size) == (5, (2 * (10 * 30 - 2), 2 * 28))
@@ -209,10 +215,10 @@ def test_a_demo_of_another_seed_does_not_mix_with_the_first(typed, mistyped, mon
     assert images.Path("there/digits.png").read_bytes() != before
 
 
-@pytest.mark.parametrize(("seconds", "clock"), [(0, "0:00"), (59.6, "1:00"), (160, "2:40"),
-                                                (3909, "1:05:09"), (360_000, "100:00:00")])
-def test_times_are_told_as_a_clock_would(seconds, clock):
-    assert demo.clock(seconds) == clock
+@pytest.mark.parametrize(("seconds", "told"), [(0, "0:00"), (59.6, "1:00"), (160, "2:40"),
+                                               (3909, "1:05:09"), (360_000, "100:00:00")])
+def test_times_are_told_as_a_clock_would(seconds, told):
+    assert clock(seconds) == told
 
 
 def test_data_lists_every_set_and_verifies_the_embedded_one(typed):
@@ -392,11 +398,46 @@ def test_without_permission_to_write_one_sentence_names_the_place(mistyped, trai
         assert "Permission denied" in sentence
 
 
-def test_a_file_where_a_folder_should_be_is_named(mistyped, trained, tmp_path):
+def test_a_file_where_a_folder_should_be_is_named(mistyped, trained, tmp_path, monkeypatch):
+    def rehearsed(*_):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("tinydiff.report.rehearse", rehearsed)
     (tmp_path / "file").write_bytes(b"")
-    code, sentence = mistyped("train", trained / "tiny.toml", "--out", "file")
-    assert code == 1
-    assert "file" in sentence
+    for words in (["train", trained / "tiny.toml"], ["demo"]):
+        for out in ("file", "file/run"):
+            code, sentence = mistyped(*words, "--out", out)
+            assert code == 2
+            assert sentence == "tinydiff: file: is a file, expected a folder"
+
+
+def test_a_picture_that_cannot_be_written_is_found_before_it_is_drawn(mistyped, trained, tmp_path,
+                                                                      monkeypatch):
+    def drawn(*_):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("tinydiff.generate.together", drawn)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for out in ("file/a.png", "folder.png"):
+        code, sentence = mistyped("sample", trained / "run", "--prompt", "7", "--out", out)
+        assert code == 1
+        assert out in sentence
+
+
+@pytest.mark.parametrize(("saved", "resume"), [(True, " --resume"), (False, "")])
+def test_the_second_ctrl_c_says_what_is_lost_and_how_to_go_on(saved, resume, mistyped, trained,
+                                                              monkeypatch):
+    def pressed_twice(training, folder, **_):
+        if saved:
+            training.save(folder / "checkpoint.safetensors")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinydiff.train.fit", pressed_twice)
+    code, sentence = mistyped("train", trained / "tiny.toml", "--out", "out")
+    assert code == 130
+    assert re.search("interrupted; the steps since the last save are lost; go on with: tinydiff "
+                     rf"train \S+tiny.toml --out out{resume}$", sentence)
 
 
 LIMITED = """

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tinydiff.files import replace_atomically, write_atomically
+from tinydiff.files import append, probe, replace_atomically, write_atomically
 
 
 def everything_in(folder):
@@ -77,6 +77,48 @@ def test_a_folder_in_the_way_is_named(tmp_path):
     assert (tmp_path / "run").is_dir()
 
 
+def test_appending_adds_to_the_end_and_starts_a_missing_file(tmp_path):
+    for line in (b"one\n", b"two\n"):
+        append(tmp_path / "log", line)
+    assert everything_in(tmp_path) == {"log": b"one\ntwo\n"}
+
+
+APPENDING = """
+import errno, resource, sys
+from tinydiff.files import append
+resource.setrlimit(resource.RLIMIT_FSIZE, (25, 25))
+try:
+    for _ in range(4):
+        append(sys.argv[1], b"ten bytes\\n")
+except OSError as error:
+    print(errno.errorcode[error.errno], error.filename == sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource limits are a matter of Unix")
+def test_a_line_that_finds_no_room_leaves_no_half_of_it(tmp_path):
+    path = tmp_path / "log"
+    done = subprocess.run([sys.executable, "-c", APPENDING, str(path)], check=True, text=True,
+                          capture_output=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stdout.split() == ["EFBIG", "True"]
+    assert path.read_bytes() == 2 * b"ten bytes\n"
+
+
+def test_a_probe_makes_the_folder_and_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "deep" / "a.png"
+    probe(path)
+    assert everything_in(path.parent) == {}
+    path.write_bytes(b"old")
+    probe(path)
+    assert everything_in(path.parent) == {"a.png": b"old"}
+    with pytest.raises(OSError, match="deep cannot be written"):
+        probe(path.parent)
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as caught:
+        probe(path / "b.png")                               # a file on the way
+    assert caught.value.filename == str(path / "b.png")
+
+
 LIMITED = """
 import errno, resource, signal, sys
 from tinydiff.files import write_atomically
@@ -120,3 +162,12 @@ def test_a_folder_without_write_permission_is_named(tmp_path):
     with pytest.raises(PermissionError) as caught:
         write_atomically(tmp_path / "a.bin", b"x")
     assert caught.value.filename == str(tmp_path / "a.bin")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+def test_a_probe_finds_a_folder_without_write_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    for path in (tmp_path / "a.png", tmp_path / "deep" / "a.png"):
+        with pytest.raises(PermissionError) as caught:
+            probe(path)
+        assert caught.value.filename == str(path)

@@ -1,10 +1,12 @@
 """Generating: a picture depends on its prompt, its seed and its index, and on nothing else."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 from story_helpers import answer, few_digits, in_training, randomised, tiny
 
-from tinydiff import checkpoint, generate, images
+from tinydiff import __version__, checkpoint, generate, images
 from tinydiff.autograd import no_grad
 from tinydiff.data import captions
 from tinydiff.diffusion import Schedule, clipped, ddim, noise
@@ -199,16 +201,24 @@ def test_pictures_come_in_the_size_asked_for(patch, size):
     ({"sampler": ""},                 "no sampler called ''"),
     ({"guidance": float("nan")},      "a finite guidance, got nan"),
     ({"guidance": float("inf")},      "a finite guidance, got inf"),
-    ({"seed": -1},                    "seed must be a whole number"),
-    ({"seed": 2**64},                 "seed must be a whole number"),
+    ({"guidance": "3"},               "a finite guidance, got '3'"),
+    ({"negative": None},              "negative as a text, got None"),
+    ({"sampler": ddim},               "the name of a sampler, got <function ddim"),
+    ({"seed": -1},                    "seed from 0 to 2⁶⁴ − 1, got -1"),
+    ({"seed": 2**64},                 "seed from 0 to 2⁶⁴ − 1"),
+    ({"seed": None},                  "seed from 0 to 2⁶⁴ − 1, got None"),
+    ({"size": 28},                    r"size \(H, W\) in multiples of 2, got 28"),
+    ({"size": (14., 20)},             r"size \(H, W\)"),
+    ({"size": ()},                    r"size \(H, W\)"),
     ({"size": (8,)},                  r"size \(H, W\) in multiples of 2"),
     ({"size": (0, 8)},                r"size \(H, W\)"),
     ({"size": (8, 7)},                r"multiples of 2, got \(8, 7\)")])
 def test_what_cannot_be_drawn_is_refused_at_once_in_one_sentence(options, says):
     run = a_run(patch=2)
-    with pytest.raises(ValueError, match=says) as caught:
-        run.denoise(**{"prompts": [SEVEN], **options})                 # no frame asked for yet
-    assert "\n" not in str(caught.value)
+    for draw in (run.denoise, run.generate):                           # no frame asked for yet
+        with pytest.raises(ValueError, match=says) as caught:
+            draw(**{"prompts": [SEVEN], **options})
+        assert "\n" not in str(caught.value)
 
 
 def test_a_model_that_lost_its_numbers_is_told_from_a_black_picture():
@@ -302,11 +312,33 @@ def test_weights_that_do_not_fit_the_model_are_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_a_picture_remembers_what_it_was_made_of(tmp_path):
-    asked = {"model": "runs/mnist", "prompts": [SEVEN, "Straße „7“"], "n": 2, "seed": 2**64 - 1,
-             "guidance": 2.5, "steps": None, "size": (8, 8)}
-    write_pictures(tmp_path / "a.png", a_run().denoise([SEVEN], n=2), 2, asked)
-    assert images.read_provenance(tmp_path / "a.png") == {**asked, "size": [8, 8]}
+def test_a_picture_remembers_what_it_was_made_of_and_can_be_drawn_again_from_it(tmp_path):
+    run = a_run()
+    run.name = str(tmp_path / "secret" / "random")
+    for options in ({}, {"n": 2, "seed": 2**64 - 1, "guidance": np.float32(2.5), "steps": 3,
+                         "sampler": "ddpm", "negative": TWO, "size": (12, 8)}):
+        prompts = [SEVEN, "the digit „7“"]
+        frames = run.denoise(prompts, **options)
+        write_pictures(tmp_path / "a.png", frames, 1, run.settings(prompts, **options))
+        told = images.read_provenance(tmp_path / "a.png")
+        assert (told.pop("model"), told.pop("tinydiff")) == ("random", __version__)
+        assert None not in told.values()
+        np.testing.assert_array_equal(run.generate(**told), run.generate(prompts, **options))
+
+
+def test_settings_fill_in_what_the_recipe_says():
+    run = a_run()
+    s = run.recipe.sample
+    assert run.settings([SEVEN]) == {
+        "tinydiff": __version__, "model": "random", "prompts": [SEVEN], "n": 1, "seed": 0,
+        "sampler": s.sampler, "steps": s.steps, "guidance": s.guidance, "negative": "",
+        "size": [8, 8]}
+
+
+def test_generate_spells_its_options_out():
+    assert str(signature(Run.generate)) == (
+        "(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None, "
+        "negative='', size=None, batch=64, show=False)")
 
 
 @pytest.mark.parametrize(("prompts", "n", "rows", "columns"), [
@@ -323,15 +355,16 @@ def test_several_prompts_take_a_row_each(tmp_path, prompts, n, rows, columns):
         np.testing.assert_array_equal(tile, images.to_uint8(x[k]))
 
 
-def test_npy_holds_the_last_frame_as_bytes(tmp_path):
+@pytest.mark.parametrize("name", ["a.npy", "A.NPY"])
+def test_npy_holds_the_last_frame_as_bytes(tmp_path, name):
     frames = list(a_run().denoise([SEVEN, TWO], n=2))
-    write_pictures(tmp_path / "a.npy", frames, 2, {})
-    array = np.load(tmp_path / "a.npy")
+    write_pictures(tmp_path / name, frames, 2, {})
+    array = np.load(tmp_path / name)
     assert (array.dtype, array.shape) == (np.uint8, (4, 8, 8, 1))
     np.testing.assert_array_equal(array, images.to_uint8(frames[-1]))
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".GIF"])
 def test_a_film_shows_every_frame(tmp_path, suffix):
     Image = pytest.importorskip("PIL.Image")
     write_pictures(tmp_path / f"a{suffix}", a_run().denoise([SEVEN, TWO], n=2), 2, {})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinydiff.autograd import gradcheck, op
+from tinydiff.autograd import gradcheck, log, op
 
 WRONG = {
     "twice too large":    lambda x: lambda dy: (dy * 4 * x,),
@@ -30,3 +30,8 @@ def test_gradcheck_leaves_its_arguments_alone():
     x = np.array([1, 2])                                  # and takes whole numbers, as float64
     assert gradcheck(lambda x: x * x, x) < 1e-8
     np.testing.assert_array_equal(x, [1, 2])
+
+
+def test_a_lost_number_is_no_agreement():
+    with np.errstate(invalid="ignore"):
+        assert gradcheck(log, -np.ones(3)) == float("inf")

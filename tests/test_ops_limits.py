@@ -67,7 +67,8 @@ BAD = [
     (lambda: ag.conv2d(of(1, 5, 2, 3), of(3, 3, 3, 2)), r"window of 3 does not .* 2 \+ 0 \+ 0"),
     (lambda: ag.conv2d(of(5, 5, 3), of(3, 3, 3, 2)), r"\(5, 5, 3\), \(3, 3, 3, 2\)"),
     (lambda: ag.conv2d(of(1, 5, 5, 0), of(3, 3, 0, 2)), r"w has shape \(3, 3, 0, 2\)"),
-    (lambda: ag.conv2d(of(1, 5, 5, 1), of(3, 3, 1, 2), of(3)), r"\(1,3,3,2\) \(3,\)"),
+    (lambda: ag.conv2d(of(1, 5, 5, 1), of(3, 3, 1, 2), of(3)),
+     r"b has shape \(3,\), w has 2 output channels"),
     (lambda: ag.attention(of(2, 3), of(4, 5), of(4, 3)), r"q \(2, 3\), k \(4, 5\)"),
     (lambda: ag.attention(of(2, 3), of(4, 3), of(5, 3)), r"k \(4, 3\), v \(5, 3\)"),
     (lambda: ag.group_norm(of(1, 4, 6), of(6), of(6), groups=4), "6 channels .* 4 groups"),
@@ -86,3 +87,35 @@ BAD = [
 def test_what_does_not_fit_is_refused_naming_both(call, both):
     with pytest.raises(ValueError, match=both):
         call()
+
+
+@pytest.mark.parametrize(("call", "error", "says"), [
+    (lambda x: ag.stack([x, x]), ValueError, r"write stack\(\*xs\)"),
+    (lambda x: ag.concat([x, x]), ValueError, r"write concat\(\*xs\)"),
+    (lambda x: ag.mse(of(2, 3), target=x), TypeError, "target= is one"),
+    (lambda x: np.asarray(x), TypeError, "its array is x.data"),
+    (lambda x: ag.conv2d(of(1, 5, 5, 3), of(3, 3, 3, 2), stride=0), ValueError, "1, got 0"),
+    (lambda x: ag.Tensor([1, 2], requires_grad=True), ValueError, "needs floats, got int64"),
+])
+def test_what_would_go_wrong_in_silence_is_refused(call, error, says):
+    with pytest.raises(error, match=says):
+        call(ag.Tensor(of(2, 3)))
+
+
+def test_a_mask_of_whole_numbers_keeps_the_dtype():
+    q = of(2, 3, 4).astype(np.float32)
+    mask = np.tril(np.ones((3, 3), int))
+    masked = ag.attention(q, q, q, mask=mask)
+    assert masked.dtype == np.float32
+    np.testing.assert_array_equal(masked.data, ag.attention(q, q, q, mask=mask > 0).data)
+
+
+def test_norms_of_no_pictures_are_no_pictures():
+    x, c = np.zeros((0, 4, 4, 8), np.float32), np.ones(8, np.float32)
+    assert ag.group_norm(x, c, c, groups=2).shape == x.shape
+
+
+def test_convolution_takes_its_padding_as_a_numpy_number():
+    x, w = of(1, 5, 5, 3), of(3, 3, 3, 2)
+    np.testing.assert_array_equal(ag.conv2d(x, w, padding=np.int64(1)).data,
+                                  ag.conv2d(x, w, padding=1).data)

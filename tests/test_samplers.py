@@ -281,3 +281,10 @@ def test_a_predictor_of_another_shape_and_integer_noise_are_refused():
         next(ddim(lambda x_t, t: Prediction(x_t[:, :1], x_t), x_T, COSINE, steps=3))
     with pytest.raises(ValueError, match="must hold floats, got uint8"):
         next(ddpm(curved, np.zeros((2, 3), np.uint8), COSINE, steps=3))
+
+
+def test_a_log_variance_of_another_shape_is_refused():
+    def predict(x_t, t):
+        return Prediction(x_t, x_t, np.zeros(5))
+    with pytest.raises(ValueError, match=r"log_variance must fit x_t, \(2, 1\), got \(5,\)"):
+        sample(ddpm, predict, (2, 1), Schedule.linear(), steps=3)

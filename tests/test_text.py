@@ -176,3 +176,8 @@ def test_the_parts_of_a_model_are_the_first_word_of_its_parameters_names(rng):
     model = TextToImage(Tokenizer([], 8), SMALL, UNetConfig.tiny(context_width=6), rng=rng)
     assert {name.partition(".")[0] for name in model.parameters()} == {"text_encoder", "unet"}
     assert model.count() == model.text_encoder.count() + model.unet.count()
+
+
+def test_one_text_alone_is_not_taken_for_a_list_of_letters():
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        Tokenizer([], 8).encode("a seven")

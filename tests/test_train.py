@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from story_helpers import answer, few_digits, finished, in_training, randomised, tiny, tinydiff
 
-from tinydiff import checkpoint, data, images
+from tinydiff import checkpoint, data, images, train
 from tinydiff.data import batch_indices
-from tinydiff.demo import preview, rehearse
+from tinydiff.files import append
 from tinydiff.generate import load_run, training_run
 from tinydiff.optim import clip_grad, learning_rate
+from tinydiff.report import preview, rehearse
 from tinydiff.train import COLUMNS, Diverged, Training, fit, keep_rows
 
 
@@ -237,6 +238,55 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoint.safetensors", "config.toml", "metrics.csv"}
+
+
+def test_weights_that_a_step_spoilt_are_not_saved(tmp_path):
+    with pytest.raises(Diverged, match=r"^step 1 lost a number in model/\S+; .*smaller train\.lr"):
+        run(tmp_path, train={"lr": 1e39, "warmup": 1, "save_every": 1})
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    training = in_training()
+    training.save(tmp_path / "checkpoint.safetensors")
+    before = weights(tmp_path)
+    for kind in ("model", "ema", "adam_m", "adam_v"):
+        spoilt = in_training()
+        spoilt.state()[f"{kind}/unet.conv_in.w"].flat[5] = np.inf
+        with pytest.raises(Diverged, match=f"step 0 lost a number in {kind}/unet.conv_in.w"):
+            spoilt.save(tmp_path / "checkpoint.safetensors")
+    assert weights(tmp_path) == before
+
+
+def test_a_loss_that_overflows_after_all_layers_names_the_largest_weights():
+    training = in_training()
+    training.flat.parameters["unet.conv_out.b"].data[0] = 1e30        # finite until it is squared
+    says = r"the loss of step 1 is inf, lost at \w+, with the largest weights in unet\.conv_out\.b"
+    with pytest.raises(Diverged, match=says):
+        training.step()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_full_disk_in_metrics_is_named_and_the_steps_are_saved_if_they_can_be(
+        tmp_path, monkeypatch, room):
+    training = in_training()
+    save = training.save
+
+    def full(path, row):
+        if training.steps_done == 9:
+            raise OSError(28, "No space left on device", str(path))
+        append(path, row)
+
+    def save_if_there_is_room(path):
+        if not room and training.steps_done == 9:
+            raise OSError(28, "No space left on device", str(path))
+        save(path)
+
+    monkeypatch.setattr(train, "append", full)
+    monkeypatch.setattr(training, "save", save_if_there_is_room)
+    with pytest.raises(OSError, match="No space left") as caught:
+        fit(training, tmp_path, show=False)
+    assert caught.value.filename == str(tmp_path / "metrics.csv")
+    saved = checkpoint.load(tmp_path / "checkpoint.safetensors")[1]["step"]
+    assert saved == (9 if room else 7)
+    assert [row[0] for row in rows(tmp_path)[1:]] == [str(step) for step in range(1, 9)]
 
 
 def test_metrics_follow_the_contract(tmp_path):

@@ -2,7 +2,7 @@
 
 Two towers stand on one foundation and meet at the top; imports go down only.
 
-     6   cli                                                       commands
+     6   cli   demo   report                                       commands
      5   train    generate    predictor    recipe                  the stories
      4   models   optim   │   data   images   checkpoint   viz   metrics
      3   nn               │

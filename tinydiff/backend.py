@@ -38,7 +38,7 @@ def why_no_gpu():
     try:
         import cupy
     except ImportError:
-        return "CuPy is not installed (pip install 'tinydiff[cuda12]' brings it)"
+        return "CuPy is not installed"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import sys
 from collections import deque
 from contextlib import contextmanager
@@ -28,8 +27,8 @@ def main(argv=None):
         return args.run(args) or 0
     except Usage as error:
         return complain(error, 2)
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return complain(str(error) or "interrupted", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror}" if error.strerror else error, 1)
@@ -93,15 +92,19 @@ def ask_for_pictures(p):
 
 def do_demo(args):
     from tinydiff.demo import PROMPTS, run_demo
+    from tinydiff.report import finish, resumable
+    with usage():
+        out = a_folder(args.out)
     again = ["demo", "--out", args.out, *["--seed", str(args.seed)] * (args.seed > 0)]
-    outcome = run_demo(Path(args.out), seed=args.seed, stop_at=args.stop_at)
-    return finish(outcome, args.out, again, PROMPTS[7])
+    with resumable(again):
+        outcome = run_demo(out, seed=args.seed, stop_at=args.stop_at)
+    return finish(outcome, out, again, PROMPTS[7])
 
 
 def do_train(args):
     from tinydiff import data, recipe
-    from tinydiff.demo import describe, preview
-    from tinydiff.train import Training, fit
+    from tinydiff.report import describe, finish, preview, resumable
+    from tinydiff.train import CHECKPOINT, Training, fit
     if args.list:
         print("\n".join(recipe.shipped()))
         return 0
@@ -110,8 +113,8 @@ def do_train(args):
             raise ValueError(f"train: which recipe? There are {', '.join(recipe.shipped())}")
         on_cpu(args.device)
         plan = recipe.load_recipe(args.recipe).override(args.set)
-        out = Path(args.out or Path("runs") / Path(args.recipe).stem)
-        checkpoint = out / "checkpoint.safetensors"
+        out = a_folder(args.out or Path("runs") / Path(args.recipe).stem)
+        checkpoint = out / CHECKPOINT
         if args.resume and not checkpoint.exists():
             raise ValueError(f"{checkpoint} does not exist; leave --resume out to start")
         if checkpoint.exists() and not args.resume:
@@ -123,29 +126,32 @@ def do_train(args):
     if args.resume:
         training.load(checkpoint)
     print(describe(training, out, args.stop_at), flush=True)
-    outcome = fit(training, out, stop_at=args.stop_at, preview=preview)
-    again = ["train", args.recipe, "--out", out, "--resume", *(f"--set={s}" for s in args.set)]
-    return finish(outcome, out, again, data.captions(plan.data.name, 7)[0])
+    again = ["train", args.recipe, "--out", out, *(f"--set={s}" for s in args.set)]
+    with resumable(again, checkpoint):
+        outcome = fit(training, out, stop_at=args.stop_at, preview=preview)
+    return finish(outcome, out, [*again, "--resume"], data.captions(plan.data.name, 7)[0])
 
 
 def do_sample(args):
+    from tinydiff.files import probe
     from tinydiff.generate import load_run, write_pictures
-    from tinydiff.parallel import cores
+    from tinydiff.report import as_typed, describe_drawing
     home = Path(args.model) if Path(args.model).is_dir() else Path(args.model).parent
     out = Path(args.out or home / "samples" / f"{slug(args.prompt[0])}-{args.seed}.png")
+    suffix = out.suffix.lower()
     with usage():
         on_cpu(args.device)
-        if out.suffix not in (".png", ".gif", ".webp", ".npy"):
+        if suffix not in (".png", ".gif", ".webp", ".npy"):
             raise ValueError(f"--out {out}: expected a name that ends in .png, .gif, .webp or .npy")
     run = load_run(args.model)
     own = {key: vars(args)[key] for key in "n seed sampler steps guidance negative size".split()}
     with usage():
+        asked = run.settings(args.prompt, **own)
         frames = run.denoise(args.prompt, batch=args.batch, show=True, **own)
-    print(f"device: cpu × {cores()} · model: {run.name} · pictures: {len(args.prompt) * args.n} · "
-          f"output: {out}", flush=True)
-    kept = deque(frames, maxlen=None if out.suffix in (".gif", ".webp") else 1)
-    write_pictures(out, kept, args.n, {"tinydiff": __version__, "model": args.model,
-                                       "prompts": args.prompt, **own})
+    probe(out)
+    print(describe_drawing(run, asked, out, args.batch), flush=True)
+    kept = deque(frames, maxlen=None if suffix in (".gif", ".webp") else 1)
+    write_pictures(out, kept, args.n, asked)
     again = ["sample", args.model, "--prompt", args.prompt[0], "--seed", args.seed + 1]
     print(f"wrote {out}; another: {as_typed(again)}")
 
@@ -205,18 +211,12 @@ def complain(sentence, code):
     return code
 
 
-def finish(outcome, out, again, prompt):
-    """Say what to type next; the exit code of how training ended."""
-    if outcome == "done":
-        print(f"done: {out}; now: {as_typed(['sample', out, '--prompt', prompt])}")
-        return 0
-    print(f"{outcome}, and saved in {out}; go on with: {as_typed(again)}")
-    return 130 if outcome == "interrupted" else 0
-
-
-def as_typed(words):
-    """A command of ours, ready to be typed."""
-    return shlex.join(["tinydiff", *map(str, words)])
+def a_folder(path):
+    """The Path of a run; ValueError if a file stands there, or further up on the way."""
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place}: is a file, expected a folder")
+    return Path(path)
 
 
 def on_cpu(device):

@@ -1,19 +1,18 @@
 """The demo: the whole story on one screen, and a page to look at afterwards."""
 
 import html
-import time
 from base64 import b64encode
 from pathlib import Path
 
 from tinydiff import data, images
+from tinydiff.data.mnist import DIGITS as WORDS
 from tinydiff.files import write_atomically
 from tinydiff.generate import training_run
-from tinydiff.parallel import cores
 from tinydiff.recipe import load_recipe
+from tinydiff.report import describe, preview
 from tinydiff.train import Training, fit
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PROMPTS = [f"a handwritten {word}" for word in WORDS]
+PROMPTS = [data.captions("digits", digit)[0] for digit in range(len(WORDS))]
 
 
 def run_demo(out, *, seed=0, stop_at=None):
@@ -35,12 +34,12 @@ def run_demo(out, *, seed=0, stop_at=None):
 
 def draw(training, out, seed):
     """digits.png: a column for each prompt, five rows. denoising.gif: the first row, from noise."""
-    run = training_run(training, "demo")
-    frames = [by_row(images.to_uint8(x_t), rows=5)
-              for x_t in run.denoise(PROMPTS, n=5, seed=seed, show=True)]
+    run, rows = training_run(training, str(out)), 5
+    frames = [by_row(images.to_uint8(x_t), rows)
+              for x_t in run.denoise(PROMPTS, n=rows, seed=seed, show=True)]
     columns = len(PROMPTS)
     images.write_png(out / "digits.png", larger(images.grid(frames[-1], columns)),
-                     {"model": str(out), "prompts": PROMPTS, "n": 5, "seed": seed})
+                     run.settings(PROMPTS, n=rows, seed=seed))
     images.write_film(out / "denoising.gif",
                       [larger(images.grid(frame[:columns], columns)) for frame in frames])
     write_atomically(out / "index.html", page(training, out).encode())
@@ -54,39 +53,6 @@ def by_row(pictures, rows):
 def larger(sheet, factor=2):
     """Each pixel as factor × factor pixels."""
     return sheet.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def describe(training, out, stop_at=None):
-    """What is about to happen, and how long it takes here: a rehearsed step times those left."""
-    t, done = training.recipe.train, training.steps_done
-    left = max(0, min(t.steps, stop_at or t.steps) - done)
-    seconds = left and left * min(rehearse(training) for _ in range(2))
-    return (f"device: cpu × {cores()} · data: {training.dataset.source}\n"
-            f"model: {training.model.count():,} parameters · "
-            f"{t.steps:,} steps of {t.batch} images, {done:,} done\n"
-            f"expected time: about {clock(seconds)} · output: {out}")
-
-
-def rehearse(training):
-    """Seconds of one step, with the weights left alone."""
-    started = time.perf_counter()
-    training.gradient(training.steps_done + 1)
-    return time.perf_counter() - started
-
-
-def preview(training, path):
-    """One picture of each class, in few steps, from the weights of the moment."""
-    prompts = [data.captions(training.recipe.data.name, label)[0]
-               for label in range(len(training.dataset.classes))]
-    run = training_run(training, path.stem)
-    images.write_png(path, images.grid(run.generate(prompts, steps=min(10, run.schedule.T))))
-
-
-def clock(seconds):
-    """1:05:09, or 2:40 below an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def page(training, out):

@@ -3,6 +3,7 @@
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 @contextmanager
@@ -13,9 +14,7 @@ def replace_atomically(path):
     wrong (disk full, Ctrl-C), the temporary file is removed and whatever stood at `path` stays.
     Raises OSError naming `path`.
     """
-    target = Path(os.path.realpath(path))                   # a link stays a link
-    if target.exists() and not target.is_file():
-        raise OSError(f"{path} cannot be written: something that is not a file has this name")
+    target = reachable(path)
     temporary = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,3 +36,37 @@ def write_atomically(path, data):
     """Replace the contents of `path` by the bytes `data`, or leave it as it was."""
     with replace_atomically(path) as file:
         file.write(data)
+
+
+def append(path, data):
+    """Add the bytes `data` to the file at `path`, all or none of them.  OSError naming `path`."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while data:
+                data = data[file.write(data):]              # a full disk may take a part
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def probe(path):
+    """Make the folder of `path` and see that a file can be written there.  OSError naming `path`.
+
+    So that long work that ends in this file does not find out at its end.
+    """
+    folder = reachable(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def reachable(path):
+    """The file that `path` leads to, so that a link stays a link; OSError if it is no file."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(f"{path} cannot be written: something that is not a file has this name")
+    return target

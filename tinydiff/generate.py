@@ -7,14 +7,16 @@ A picture depends on (prompt, seed, index within its prompt) and on nothing else
 """
 
 import io
+from collections import deque
 from difflib import get_close_matches
 from math import isfinite
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 
 from tinydiff import checkpoint, images
+from tinydiff._version import __version__
 from tinydiff.autograd import no_grad
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.guidance import clipped, guided
@@ -37,42 +39,73 @@ class Run:
         self.model, self.schedule, self.recipe = model, schedule, recipe
         self.shape, self.name = tuple(shape), name        # shape (H, W, C)
 
-    def generate(self, prompts, **options):
+    def generate(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
+                 negative="", size=None, batch=64, show=False):
         """n pictures of each prompt, all of the first prompt first -> uint8 (N, H, W, C)
 
-        The options are those of `denoise`: n, seed, steps, guidance, sampler, …
+        steps, guidance and sampler are the recipe's unless given; guidance leads away from
+        `negative`; size is (H, W); `batch` pictures are drawn at a time. Raises ValueError, at
+        once, for what cannot be drawn.
         """
-        *_, x0 = self.denoise(prompts, **options)
-        return images.to_uint8(x0)
+        frames = self.denoise(prompts, n=n, seed=seed, steps=steps, guidance=guidance,
+                              sampler=sampler, negative=negative, size=size, batch=batch, show=show)
+        return images.to_uint8(deque(frames, maxlen=1).pop())
 
-    def denoise(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
-                negative="", size=None, batch=64, show=False):
+    def denoise(self, prompts, *, batch=64, show=False, **options):
         """Iterate over x_t float32 (N, H, W, C) from pure noise to x0: the frames of a film.
 
-        steps, guidance and sampler are the recipe's unless given; guidance leads away from
-        `negative`; size is (H, W). Raises ValueError, at once, for what cannot be drawn.
+        The options are those of `generate`.
         """
-        defaults = self.recipe.sample
-        steps = defaults.steps if steps is None else steps
-        w = defaults.guidance if guidance is None else guidance
-        name = defaults.sampler if sampler is None else sampler
-        self.check(prompts, n, steps, w, name, size, batch)
-        index = list(range(n)) * len(prompts)                         # within the prompt
-        shape = (*(size or self.shape[:2]), self.shape[2])
-        x_T = noise.batch(seed, index, 0, shape, purpose=noise.X_T)   # (N, H, W, C)
-        *words, nothing = self.contexts([*prompts, negative])         # (L, D) each
+        asked = self.settings(prompts, **options)
+        if not is_whole(batch, 1):
+            raise ValueError(f"generate: expected batch of at least 1, got {batch!r}")
+        n, seed, steps, w = (asked[key] for key in ("n", "seed", "steps", "guidance"))
+        shape = (*asked["size"], self.shape[2])
+        words = self.contexts([*prompts, asked["negative"]])              # (prompts + 1, L, D)
+        prompt, index = np.divmod(np.arange(len(prompts) * n), n)         # index within its prompt
 
         def walk(part):
-            N = len(index[part])
-            cond = np.stack([words[i // n] for i in range(*part.indices(len(index)))])
+            """x_T, then x_t after each step, of the pictures in this slice."""
+            x_T = noise.batch(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, H, W, C)
+            yield x_T
+            cond, uncond = words[prompt[part]], words[np.full(len(x_T), -1)]     # (N, L, D) each
             predict = guided(denoiser(self.model.unet, self.schedule, cond),
-                             denoiser(self.model.unet, self.schedule, np.stack([nothing] * N)), w)
-            if defaults.clip:
+                             denoiser(self.model.unet, self.schedule, uncond), w)
+            if self.recipe.sample.clip:
                 predict = clipped(predict, self.schedule)
-            return SAMPLERS[name](predict, x_T[part], self.schedule, steps=steps,
-                                  noise=noise.stream(seed, index[part], shape))
+            yield from SAMPLERS[asked["sampler"]](predict, x_T, self.schedule, steps=steps,
+                                                  noise=noise.stream(seed, index[part], shape))
 
-        return frames(x_T, [walk(part) for part in parts(len(index), batch)], steps, show)
+        return frames([walk(part) for part in parts(len(index), batch)], steps, show)
+
+    def settings(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
+                 negative="", size=None):
+        """All that a picture is made of, as its PNG tells it: what is not given is the recipe's.
+
+        Raises ValueError, in one sentence, for what cannot be drawn.
+        """
+        own = self.recipe.sample
+        sampler = own.sampler if sampler is None else sampler
+        steps = own.steps if steps is None else steps
+        w = own.guidance if guidance is None else guidance
+        size = self.shape[:2] if size is None else size
+        patch = self.model.unet.config.patch
+        for value, fits, wanted in (
+                (prompts,  are_texts(prompts),                  "a list of prompts"),
+                (n,        is_whole(n, 1),                      "n of at least 1"),
+                (seed,     is_whole(seed, 0) and seed < 2**64,  "seed from 0 to 2⁶⁴ − 1"),
+                (w,        isinstance(w, Real) and isfinite(w), "a finite guidance"),
+                (negative, isinstance(negative, str),           "negative as a text"),
+                (sampler,  isinstance(sampler, str),            "the name of a sampler"),
+                (size,     is_pair(size, patch), f"size (H, W) in multiples of {patch}")):
+            if not fits:
+                raise ValueError(f"generate: expected {wanted}, got {value!r}")
+        nearest(sampler, SAMPLERS, "sampler")
+        nodes(self.schedule, steps)
+        return {"tinydiff": __version__, "model": Path(self.name).resolve().name,
+                "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
+                "steps": int(steps), "guidance": float(w), "negative": negative,
+                "size": [int(side) for side in size]}
 
     def contexts(self, texts):
         """The text encoder's answer (N, L, D), each text read apart: none sways another."""
@@ -80,32 +113,33 @@ class Run:
             return np.concatenate([self.model.text_encoder(self.model.tokenizer.encode([text])).data
                                    for text in texts])
 
-    def check(self, prompts, n, steps, w, sampler, size, batch):
-        """Raise ValueError, in one sentence, for what `denoise` cannot draw."""
-        if not isinstance(prompts, (list, tuple)) or not prompts \
-                or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"generate: expected a list of prompts, got {prompts!r}")
-        for name, value in (("n", n), ("batch", batch)):
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"generate: expected {name} of at least 1, got {value!r}")
-        if not isfinite(w):
-            raise ValueError(f"generate: expected a finite guidance, got {w}")
-        patch = self.model.unet.config.patch
-        if size and (len(size) != 2 or min(size) < 1 or any(side % patch for side in size)):
-            raise ValueError(f"generate: expected size (H, W) in multiples of {patch}, got {size}")
-        nearest(sampler, SAMPLERS, "sampler")
-        nodes(self.schedule, steps)
+
+def is_whole(value, least):
+    return isinstance(value, Integral) and value >= least
 
 
-def frames(x_T, walks, steps, show):
-    """x_T, then where the walks, side by side, have got to after each step."""
-    yield x_T
+def are_texts(value):
+    return isinstance(value, (list, tuple)) and value and all(isinstance(t, str) for t in value)
+
+
+def is_pair(value, patch):
+    return (isinstance(value, (list, tuple)) and len(value) == 2
+            and all(is_whole(side, 1) and side % patch == 0 for side in value))
+
+
+def frames(walks, steps, show):
+    """Where the walks have got to, side by side: x_T, then x_t after each step."""
+    yield together(walks)
     with bar(steps, what="draw", show=show) as progress:
         for _ in range(steps):
-            with np.errstate(all="ignore"):               # to_uint8 finds a lost number
-                x_t = np.concatenate(side_by_side(next, walks))
+            x_t = together(walks)
             progress.update()
             yield x_t
+
+
+@np.errstate(all="ignore")                                # to_uint8 finds a lost number
+def together(walks):
+    return np.concatenate(side_by_side(next, walks))
 
 
 def parts(N, batch):
@@ -155,13 +189,14 @@ def write_pictures(path, frames, n, provenance):
     Several pictures make a grid, with n > 1 of several prompts one row a prompt.
     """
     frames = [images.to_uint8(x_t) for x_t in frames]
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         memory = io.BytesIO()                             # into a file, np.save hides a full disk
         np.save(memory, frames[-1])
         return write_atomically(path, memory.getvalue())
     columns = n if 1 < n < len(frames[-1]) else None
     sheets = [images.grid(frame, columns) for frame in frames]
-    if path.suffix == ".png":
+    if suffix == ".png":
         images.write_png(path, sheets[-1], provenance)
     else:
         images.write_film(path, sheets)

@@ -4,6 +4,7 @@ import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import inf, isfinite
 from pathlib import Path
 
 from tinydiff.data import check_name
@@ -65,9 +66,9 @@ class TrainTable:
         if self.shards > self.batch:
             raise ValueError(f"recipe: a batch of {self.batch} cannot be shared out among "
                              f"{self.shards} shards; lower train.shards")
-        for name, fits, wanted in (("lr",    self.lr > 0,            "above 0"),
+        for name, fits, wanted in (("lr",    0 < self.lr < inf,      "above 0 and finite"),
                                    ("clip",  self.clip > 0,          "above 0"),
-                                   ("decay", self.decay >= 0,        "of at least 0"),
+                                   ("decay", 0 <= self.decay < inf,  "of at least 0 and finite"),
                                    ("ema",   0 <= self.ema < 1,      "from 0 to below 1"),
                                    ("plain", 0 <= self.plain <= 1,   "from 0 to 1"),
                                    ("drop",  0 <= self.drop <= 1,    "from 0 to 1"),
@@ -88,6 +89,9 @@ class SampleTable:
 
     def __post_init__(self):
         nearest(self.sampler, SAMPLERS, "sampler")
+        if not isfinite(self.guidance):
+            raise ValueError(f"recipe: sample.guidance expects a finite number, "
+                             f"got {self.guidance}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ nothing else.
 
 import re
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -21,7 +22,7 @@ from tinydiff.autograd import mse
 from tinydiff.autograd.blame import first_bad
 from tinydiff.data import batch_indices, captions
 from tinydiff.diffusion import noise, objective
-from tinydiff.files import write_atomically
+from tinydiff.files import append, write_atomically
 from tinydiff.models import TextToImage, Tokenizer
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import side_by_side
@@ -29,6 +30,7 @@ from tinydiff.progress import bar, interruptible
 from tinydiff.recipe import WEIGHTS, Recipe
 
 ADVICE = "train into another folder with a smaller train.lr"
+CHECKPOINT = "checkpoint.safetensors"
 COLUMNS = "step,loss,lr,grad_norm,images_per_s,seconds"
 
 
@@ -97,7 +99,7 @@ class Training:
                        weight=draw.weight[rows]) * (len(rows) / len(ids))       # DDPM Eq. 14
             if not isfinite(loss.item()):
                 raise Diverged(f"the loss of step {step} is {loss.item()}, "
-                               f"lost at {first_bad(loss, flat.parameters)}; {ADVICE}")
+                               f"lost at {culprit(loss, flat.parameters)}; {ADVICE}")
             flat.grad[...] = 0
             loss.backward()
             return loss.item()
@@ -131,8 +133,15 @@ class Training:
                 for name, view in self.flat.views(buffer).items()}
 
     def save(self, path):
-        """Write a checkpoint from which `load` goes on bit for bit."""
-        checkpoint.save(path, self.state(), {
+        """Write a checkpoint from which `load` goes on bit for bit.
+
+        Raises Diverged, leaving the file alone, rather than write what is no number.
+        """
+        state = self.state()
+        for name, array in state.items():
+            if not np.isfinite(array).all():
+                raise Diverged(f"step {self.steps_done} lost a number in {name}; {ADVICE}")
+        checkpoint.save(path, state, {
             "recipe": self.recipe.toml(), "model": self.model.config(),
             "schedule": self.schedule.config, "shape": list(self.dataset.images.shape[1:]),
             "step": self.steps_done})
@@ -161,49 +170,66 @@ def shapes(arrays):
     return {name: array.shape for name, array in arrays.items()}
 
 
-def worst(gradients):
-    """The path of the first gradient that is not a number, else of the largest."""
-    return max(gradients, key=lambda name: (not np.isfinite(gradients[name]).all(),
-                                            np.abs(gradients[name]).max()))
+def worst(arrays):
+    """The path of the first array with what is no number, else of the one with the largest."""
+    return max(arrays, key=lambda name: (not np.isfinite(arrays[name]).all(),
+                                         np.abs(arrays[name]).max()))
+
+
+def culprit(loss, parameters):
+    """Where the loss was lost; if that names no layer, with the one whose weights are largest."""
+    where = first_bad(loss, parameters)
+    if where.endswith(tuple(parameters)):
+        return where
+    return f"{where}, with the largest weights in " + worst(
+        {name: p.data for name, p in parameters.items()})
 
 
 def fit(training, folder, *, stop_at=None, preview=None, show=True):
     """Run the steps that are left; write checkpoint.safetensors, metrics.csv, config.toml.
 
-    stop_at ends the run there as Ctrl-C would, with the plan unchanged; the second Ctrl-C is
-    KeyboardInterrupt. preview(training, path) is called every `sample_every` steps. Returns "done",
-    "stopped" (stop_at) or "interrupted". Raises Diverged, OSError; the last good checkpoint stays.
+    Each row is in metrics.csv before its step is saved. stop_at ends the run there as Ctrl-C would,
+    with the plan unchanged; the second Ctrl-C is KeyboardInterrupt. preview(training, path) is
+    called every `sample_every` steps. Returns "done", "stopped" (stop_at) or "interrupted". Raises
+    Diverged, OSError; the last good checkpoint stays.
     """
     recipe, folder = training.recipe, Path(folder)
-    t = recipe.train
+    t, log = recipe.train, folder / "metrics.csv"
     write_atomically(folder / "config.toml", recipe.toml().encode())
     end = min(t.steps, stop_at or t.steps)
-    before = keep_rows(folder / "metrics.csv", training.steps_done)
+    before = keep_rows(log, training.steps_done)
     started = time.perf_counter()
-    with (interruptible() as pressed, open_log(folder / "metrics.csv") as log,
+    with (interruptible() as pressed,
           bar(t.steps, start=training.steps_done, what="train", show=show) as progress):
         while training.steps_done < end and not pressed():
             began = time.perf_counter()
             loss, lr, norm = training.step()
             now, step = time.perf_counter(), training.steps_done
             rate = t.batch / (now - began)
-            log.write(f"{step},{loss:.6f},{lr:.6g},{norm:.4f},{rate:.1f},"
-                      f"{before + now - started:.2f}\n")
+            with saved_in(folder, training):
+                append(log, f"{step},{loss:.6f},{lr:.6g},{norm:.4f},{rate:.1f},"
+                            f"{before + now - started:.2f}\n".encode())
             progress.update()
             progress.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
             if step % t.save_every == 0 and step < end:
-                training.save(folder / "checkpoint.safetensors")
+                training.save(folder / CHECKPOINT)
             if preview and t.sample_every and step % t.sample_every == 0:
                 preview(training, folder / "samples" / f"step-{step:06d}.png")
-        training.save(folder / "checkpoint.safetensors")
+        training.save(folder / CHECKPOINT)
     if training.steps_done == t.steps:
         return "done"
     return "interrupted" if pressed() else "stopped"
 
 
-def open_log(path):
-    """metrics.csv, to be added to; each row is in the file before its step can be saved."""
-    return open(path, "a", encoding="utf-8", newline="\n", buffering=1)
+@contextmanager
+def saved_in(folder, training):
+    """If the block finds no room to write, try to save the steps done before telling."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError, Diverged):                 # the last good checkpoint stays
+            training.save(folder / CHECKPOINT)
+        raise
 
 
 def keep_rows(path, steps):

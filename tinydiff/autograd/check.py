@@ -23,8 +23,8 @@ def gradcheck(f, *arrays, eps=1e-6):
         for i in np.ndindex(x.shape):
             slopes[i] = slope(lambda: f(*map(Tensor, xs)), x, i, dy, eps)
         exact = np.zeros_like(x) if tensor.grad is None else tensor.grad
-        if not np.isfinite(exact).all():
-            return np.inf
+        if not (np.isfinite(exact).all() and np.isfinite(slopes).all()):
+            return float("inf")
         scale = max(np.abs(slopes).max(initial=0), 1e-3)
         worst = max(worst, np.abs(exact - slopes).max(initial=0) / scale)
     return float(worst)

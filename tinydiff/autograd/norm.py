@@ -1,5 +1,7 @@
 """Ops that bring activations to mean 0 and variance 1.  docs/derivations/norm.md"""
 
+from math import prod
+
 from tinydiff.autograd.tensor import op
 from tinydiff.backend import array_module
 
@@ -35,11 +37,11 @@ def group_norm(x, scale, shift, *, groups, eps=1e-5):
     if C % groups:
         raise ValueError(f"group_norm: {C} channels cannot be shared out among {groups} groups")
     xp = array_module(x)
-    flat = x.reshape(N, -1, C)                            # (N, pixels, C)
+    flat = x.reshape(N, prod(x.shape[1:-1]), C)           # (N, pixels, C)
     n = flat.shape[1] * C // groups
 
     def over_group(per_channel):                          # sums (N, C) -> group means (N, 1, C)
-        means = per_channel.reshape(N, groups, -1).sum(axis=2) / n
+        means = per_channel.reshape(N, groups, C // groups).sum(axis=2) / n
         return means.repeat(C // groups, axis=1)[:, None]
 
     centred = flat - over_group(flat.sum(axis=1))

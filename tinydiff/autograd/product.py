@@ -1,5 +1,7 @@
 """Products of matrices and of windows: matmul, conv2d and attention."""
 
+from numbers import Integral
+
 from tinydiff.autograd.reduce import softmax_array
 from tinydiff.autograd.tensor import op
 from tinydiff.backend import array_module
@@ -31,9 +33,9 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     padding is an int or ((top, bottom), (left, right)); H' = (H + top + bottom − K) // stride + 1.
     Raises ValueError where channels or sizes do not fit.
     """
-    if isinstance(padding, int):
+    if isinstance(padding, Integral):
         padding = ((padding, padding), (padding, padding))
-    check_conv2d(x, w, padding)
+    check_conv2d(x, w, b, stride, padding)
     rung = pick("conv2d")
 
     def vjp(dy):
@@ -47,12 +49,16 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     return y, vjp
 
 
-def check_conv2d(x, w, padding):
+def check_conv2d(x, w, b, stride, padding):
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError("conv2d: expected x (N, H, W, C) and w (K, K, C, O), "
                          f"got {x.shape}, {w.shape}")
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"conv2d: x has {x.shape[3]} channels, w expects {w.shape[2]}")
+    if b is not None and b.shape != w.shape[3:]:
+        raise ValueError(f"conv2d: b has shape {b.shape}, w has {w.shape[3]} output channels")
+    if not isinstance(stride, Integral) or stride < 1:
+        raise ValueError(f"conv2d: expected a whole stride of at least 1, got {stride}")
     if 0 in w.shape:
         raise ValueError(f"conv2d: w has shape {w.shape}, expected at least one weight")
     for size, (before, after), K in zip(x.shape[1:3], padding, w.shape, strict=False):
@@ -75,7 +81,8 @@ def attention(q, k, v, *, mask=None):
     scale = q.shape[-1] ** -0.5
     scores = (q * scale) @ k.swapaxes(-1, -2)             # (…, L, M)
     if mask is not None:
-        scores = xp.where(mask, scores, xp.asarray(-1e30, scores.dtype))
+        mask = xp.asarray(mask, bool)
+        scores = xp.where(mask, scores, xp.finfo(scores.dtype).min / 2)
     p = softmax_array(scores)
     if mask is not None:
         p = p * mask

@@ -56,6 +56,7 @@ def embedding(table, *, ids):
 @op
 def concat(*xs, axis=-1):
     """One after the other along `axis`"""
+    separate("concat", xs)
     xp = array_module(xs[0])
     cuts = np.cumsum([x.shape[axis] for x in xs])[:-1]
     return xp.concatenate(xs, axis=axis), lambda dy: tuple(xp.split(dy, cuts, axis=axis))
@@ -64,12 +65,19 @@ def concat(*xs, axis=-1):
 @op
 def stack(*xs, axis=0):
     """Side by side along a new `axis`"""
+    separate("stack", xs)
     xp = array_module(xs[0])
 
     def vjp(dy):
         return tuple(xp.moveaxis(dy, axis, 0))
 
     return xp.stack(xs, axis=axis), vjp
+
+
+def separate(name, xs):
+    """Refuse a list, in which Tensors could not be seen."""
+    if not xs or isinstance(xs[0], (list, tuple)):
+        raise ValueError(f"{name}: expected {name}(x, y, …), got one list; write {name}(*xs)")
 
 
 @op

@@ -28,10 +28,10 @@ class Tensor:
     __array_ufunc__ = None
 
     def __init__(self, data, requires_grad=False):
-        if type(data) is Tensor:
-            raise TypeError("Tensor: expected an array, got a Tensor; give an op its Tensors by "
-                            "position, keywords are options")
         self.data = data if type(data) is np.ndarray else array_module(data).asarray(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise ValueError(f"Tensor: a gradient needs floats, got {self.data.dtype}; "
+                             "write 1.0 for 1")
         self.grad = None
         self.requires_grad = requires_grad
         self._parents = ()
@@ -43,6 +43,9 @@ class Tensor:
 
     def __len__(self):
         return len(self.data)
+
+    def __array__(self, *_, **__):
+        raise TypeError("expected an array, got a Tensor; its array is x.data")
 
     def __repr__(self):
         return f"Tensor({self.data!r}{', requires_grad=True' * self.requires_grad})"
@@ -78,6 +81,10 @@ def op(forward):
                 traced = traced or a.requires_grad
             else:
                 arrays.append(a)                      # a constant: array, number or None
+        for name, option in options.items():
+            if type(option) is Tensor:
+                raise TypeError(f"{forward.__name__}: give Tensors by position, {name}= is one; "
+                                "keywords are options")
         y, vjp = forward(*arrays, **options)
         out = Tensor(y)
         if traced and recording():

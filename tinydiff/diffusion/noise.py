@@ -42,8 +42,9 @@ def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
     """The noise of several images, `normal` for each index in `images` -> (N, *shape)."""
     size = int(np.prod(shape))
     n = size + size % 2                                           # words come in pairs
-    w = np.array([words(seed, purpose, image, step, n) for image in images], np.uint64)  # (N, n)
-    return _box_muller(w.reshape(-1, n))[:, :size].reshape(-1, *shape).astype(dtype)
+    rows = [words(seed, purpose, image, step, n) for image in images]
+    w = np.array(rows, np.uint64).reshape(len(rows), n)
+    return _box_muller(w)[:, :size].reshape(len(rows), *shape).astype(dtype)
 
 
 def stream(seed, images, shape, dtype=np.float32):

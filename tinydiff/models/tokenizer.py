@@ -47,6 +47,8 @@ class Tokenizer:
 
     def encode(self, texts):
         """texts, a list of str -> ids (N, length) int64.  ValueError for a text too long."""
+        if isinstance(texts, str):
+            raise ValueError(f"encode: expected a list of texts, got the text {texts!r}")
         ids = np.full((len(texts), self.length), PAD, dtype=np.int64)
         for row, text in zip(ids, texts, strict=True):
             pieces = [BEGIN, *(token for word in split(text) for token in self.pieces(word))]

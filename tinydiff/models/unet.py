@@ -48,9 +48,16 @@ class UNetConfig:
     def __post_init__(self):
         if self.predicts not in ("eps", "x0", "v"):
             raise ValueError(f'UNetConfig: predicts is "eps", "x0" or "v", not {self.predicts!r}')
-        if any(level >= len(self.mults) for level in self.attend):
-            raise ValueError(f"UNetConfig: attend names level {max(self.attend)}, "
-                             f"but {len(self.mults)} mults make levels 0 to {len(self.mults) - 1}")
+        for name in ("channels", "base", "blocks", "emb", "heads", "groups", "patch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"UNetConfig: {name} must be at least 1, got {value}")
+        if not self.mults or min(self.mults) < 1:
+            raise ValueError("UNetConfig: mults needs a number of at least 1 for each level, "
+                             f"got {self.mults}")
+        for level in self.attend:
+            if not 0 <= level < len(self.mults):
+                raise ValueError(f"UNetConfig: attend names level {level}, but {len(self.mults)} "
+                                 f"mults make levels 0 to {len(self.mults) - 1}")
         for mult in self.mults:
             if self.base * mult % self.groups or self.base * mult % self.heads:
                 raise ValueError(f"UNetConfig: {self.base * mult} channels cannot be shared out "

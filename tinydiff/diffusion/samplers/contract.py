@@ -31,6 +31,10 @@ def ask(predict, x_t, t):
     if p.x0.shape != x_t.shape or p.eps.shape != x_t.shape:
         raise ValueError(f"the predictor must return x0 and eps in the shape of x_t, {x_t.shape}, "
                          f"got {p.x0.shape} and {p.eps.shape}")
+    if p.log_variance is not None and \
+            np.broadcast_shapes(np.shape(p.log_variance), x_t.shape) != x_t.shape:
+        raise ValueError(f"the predictor's log_variance must fit x_t, {x_t.shape}, got "
+                         f"{np.shape(p.log_variance)}")
     return Prediction(*(a if a is None else a.astype(x_t.dtype, copy=False) for a in p))
 
 

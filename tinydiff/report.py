@@ -1,0 +1,85 @@
+"""What a command says before long work, shows while it lasts, and proposes when it has ended."""
+
+import shlex
+import time
+from collections import deque
+from contextlib import contextmanager
+
+from tinydiff import data, images
+from tinydiff.generate import training_run
+from tinydiff.parallel import cores
+
+
+def describe(training, out, stop_at=None):
+    """What is about to happen, and how long it takes here: a rehearsed step times those left."""
+    t, done = training.recipe.train, training.steps_done
+    left = max(0, min(t.steps, stop_at or t.steps) - done)
+    seconds = left and left * min(rehearse(training) for _ in range(2))
+    return (f"device: cpu × {cores()} · data: {training.dataset.source}\n"
+            f"model: {training.model.count():,} parameters · "
+            f"{t.steps:,} steps of {t.batch} images, {done:,} done\n"
+            f"expected time: about {clock(seconds)} · output: {out}")
+
+
+def describe_drawing(run, asked, out, batch):
+    """The same for pictures with the settings `asked`: a rehearsed step times all steps."""
+    return (f"device: cpu × {cores()} · model: {run.name} · "
+            f"pictures: {len(asked['prompts']) * asked['n']}\n"
+            f"expected time: about {clock(asked['steps'] * rehearse_drawing(run, asked, batch))} · "
+            f"output: {out}")
+
+
+def rehearse(training):
+    """Seconds of one step, with the weights left alone."""
+    started = time.perf_counter()
+    training.gradient(training.steps_done + 1)
+    return time.perf_counter() - started
+
+
+def rehearse_drawing(run, asked, batch):
+    """Seconds of one step of drawing."""
+    n, size, w = asked["n"], asked["size"], asked["guidance"]
+    frames = run.denoise(asked["prompts"], n=n, size=size, guidance=w, batch=batch, steps=1)
+    started = time.perf_counter()
+    deque(frames, maxlen=0)
+    return time.perf_counter() - started
+
+
+def preview(training, path):
+    """One picture of each class, in few steps, from the weights of the moment."""
+    prompts = [data.captions(training.recipe.data.name, label)[0]
+               for label in range(len(training.dataset.classes))]
+    run = training_run(training, path.stem)
+    images.write_png(path, images.grid(run.generate(prompts, steps=min(10, run.schedule.T))))
+
+
+def clock(seconds):
+    """1:05:09, or 2:40 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def resumable(again, checkpoint=None):
+    """The second Ctrl-C in this block, which saves nothing, tells how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = ["--resume"] if checkpoint and checkpoint.exists() else []
+        raise KeyboardInterrupt("interrupted; the steps since the last save are lost; go on with: "
+                                + as_typed([*again, *saved])) from None
+
+
+def finish(outcome, out, again, prompt):
+    """Say what to type next; the exit code of how training ended."""
+    if outcome == "done":
+        print(f"done: {out}; now: {as_typed(['sample', out, '--prompt', prompt])}")
+        return 0
+    print(f"{outcome}, and saved in {out}; go on with: {as_typed(again)}")
+    return 130 if outcome == "interrupted" else 0
+
+
+def as_typed(words):
+    """A command of ours, ready to be typed."""
+    return shlex.join(["tinydiff", *map(str, words)])
