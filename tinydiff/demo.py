@@ -10,7 +10,7 @@ from tinydiff.files import write_atomically
 from tinydiff.generate import training_run
 from tinydiff.recipe import load_recipe
 from tinydiff.report import describe, preview
-from tinydiff.train import Training, fit
+from tinydiff.train import CHECKPOINT, Training, fit
 
 PROMPTS = [data.captions("digits", digit)[0] for digit in range(len(WORDS))]
 
@@ -22,8 +22,8 @@ def run_demo(out, *, seed=0, stop_at=None):
     """
     recipe = load_recipe("demo").set("train.seed", seed)
     training = Training(recipe, data.load(recipe.data.name, recipe.data.split))
-    if (out / "checkpoint.safetensors").exists():
-        training.load(out / "checkpoint.safetensors")
+    if (out / CHECKPOINT).exists():
+        training.load(out / CHECKPOINT)
     print(describe(training, out, stop_at), flush=True)
     outcome = fit(training, out, stop_at=stop_at, preview=preview)
     if outcome != "interrupted":
