@@ -16,7 +16,7 @@ else
   INSTALL = $(PY) -m pip install --quiet
 endif
 
-.PHONY: demo test lint bench notebooks wheel clean
+.PHONY: demo test lint bench bench-torch notebooks wheel clean
 
 demo: $(VENV)/.installed
 	$(PY) -m tinydiff demo $(DEMO)
@@ -32,6 +32,11 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/import_time.py
 	$(PY) benchmarks/digit_quality.py --n 100 1000
 	$(PY) benchmarks/demo_time.py --threads 2 4
+	$(PY) benchmarks/cpu_kernels.py
+
+bench-torch: $(VENV)/.installed-parity
+	$(PY) benchmarks/cpu_kernels.py --vs torch
+	$(PY) benchmarks/cpu_page.py
 
 notebooks: $(VENV)/.installed-notebooks
 	$(PY) tools/notebooks.py

@@ -31,7 +31,6 @@ T = 50
 [train]
 steps = 20
 batch = 8
-shards = 2
 warmup = 5
 save_every = 7
 

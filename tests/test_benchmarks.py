@@ -1,5 +1,9 @@
-"""Benchmarks put into pages what they measured, and the digits' judge is not easily fooled."""
+"""Benchmarks put into pages what they measured, compare fairly, and the judge is not fooled."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,13 @@ def replace_block(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from pages import replace_block
     return replace_block
+
+
+@pytest.fixture
+def cpu_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import cpu_step
+    return cpu_step
 
 
 @pytest.fixture
@@ -114,3 +125,58 @@ def test_the_table_has_a_row_for_each_run_and_number_of_pictures(quality, judge,
     assert [line.split("|")[2].strip() for line in text.splitlines()[2:4]] == ["20", "100"]
     assert "99.12% of 10,000" in text
     assert "`python benchmarks/digit_quality.py --n 20 100`" in text
+
+
+def run_cpu_step(*options):
+    return subprocess.run([sys.executable, str(BENCHMARKS / "cpu_step.py"), *options], text=True,
+                          capture_output=True, encoding="utf-8",
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path),
+                               "PYTHONIOENCODING": "utf-8"})
+
+
+def test_a_step_is_timed_in_milliseconds_and_memory_counted_in_millions_of_bytes():
+    run = run_cpu_step("--json", "--batch", "2", "--size", "9", "--base", "8", "--steps", "1",
+                       "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert list(found) == ["step_ms", "sample_step_ms", "peak_rss_mb"]
+    assert 0.1 < found["sample_step_ms"] < found["step_ms"] < 10_000
+    assert 20 < found["peak_rss_mb"] < 2_000
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    ("--batch 0", "--batch"), ("--threads two", "--threads"), ("--steps -1", "--steps"),
+    ("--config imagenet", "--config"), ("--base 12", "12 channels"), ("--fast", "--fast")])
+def test_a_wrong_option_is_one_sentence_and_exit_2(cpu_step, monkeypatch, capsys, options, named):
+    monkeypatch.setattr(sys, "argv", ["cpu_step.py", *options.split()])
+    with pytest.raises(SystemExit) as left:
+        cpu_step.main()
+    printed = capsys.readouterr()
+    assert left.value.code == 2
+    assert printed.out == ""
+    assert named in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "batch", "parameters"), [("mnist-small", 64, 1_623_169),
+                                                           ("cifar-ddpm", 16, 35_746_307)])
+def test_the_timed_networks_are_the_published_ones(cpu_step, rng, name, batch, parameters):
+    config, pictures = cpu_step.CONFIGS[name]
+    assert pictures == batch
+    assert cpu_step.UNet(config, rng=rng).count() == parameters
+
+
+def test_ours_is_compared_with_the_better_layout_in_each_measure(cpu_step):
+    ratios = cpu_step.compare({
+        "ours":                {"step_ms": [2.0, 3.0, 9.0], "train_peak_mb": 60.0},
+        "torch NCHW":          {"step_ms": [4.0, 6.0, 5.0], "train_peak_mb": 100.0},
+        "torch channels_last": {"step_ms": [8.0, 7.0, 4.0], "train_peak_mb": 80.0}})
+    assert ratios == {
+        "step_ms": {"over": "torch NCHW", "ratio": 3 / 5, "by_round": 1 / 2},
+        "train_peak_mb": {"over": "torch channels_last", "ratio": 60 / 80, "by_round": 60 / 80}}
+
+
+def test_a_racer_that_dies_ends_the_race_with_its_name(cpu_step):
+    with pytest.raises(SystemExit, match="torch of old ended with status 1"):
+        cpu_step.race(["torch of old"], ["train"], {"network": {}, "batch": 1, "size": 8,
+                                                    "threads": 1}, steps=1)

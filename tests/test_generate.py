@@ -75,7 +75,7 @@ def test_a_picture_does_not_depend_on_its_company(sampler, guidance, in_float64)
 def test_in_float32_a_picture_changes_by_less_than_one_level_in_other_company(guidance):
     for crowd, loner in crowds_and_loners(a_run(), guidance=guidance):
         assert crowd.dtype == np.float32
-        np.testing.assert_allclose(crowd, loner, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(crowd, loner, rtol=0, atol=1e-4)
         levels = images.to_uint8(crowd).astype(int) - images.to_uint8(loner)
         assert abs(levels).max() <= 1
 
@@ -87,7 +87,7 @@ def test_the_pictures_of_a_prompt_are_the_same_on_any_number_of_cores(cores):
         cores(n)
         pictures.append(last(run.denoise([SEVEN, TWO], n=3)))
     for other in pictures[1:]:
-        np.testing.assert_allclose(other, pictures[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(other, pictures[0], rtol=0, atol=1e-4)
 
 
 DIGEST = """
@@ -130,8 +130,8 @@ def test_w_1_is_the_prompt_alone_and_w_0_is_no_prompt():
     run = a_run()
     one, nothing = by_hand(run, SEVEN, 4), by_hand(run, "", 4)
     np.testing.assert_array_equal(last(run.denoise([SEVEN], guidance=1.0)), one)
-    np.testing.assert_allclose(last(run.denoise([SEVEN], guidance=0.0)), nothing, atol=1e-5)
-    np.testing.assert_allclose(last(run.denoise([TWO], guidance=0.0)), nothing, atol=1e-5)
+    np.testing.assert_allclose(last(run.denoise([SEVEN], guidance=0.0)), nothing, atol=1e-4)
+    np.testing.assert_allclose(last(run.denoise([TWO], guidance=0.0)), nothing, atol=1e-4)
     assert abs(one - nothing).max() > 0.05
 
 
@@ -153,7 +153,7 @@ def test_a_negative_prompt_takes_the_place_of_no_prompt():
     np.testing.assert_allclose(last(run.denoise([SEVEN], negative=SEVEN, guidance=3.0)),
                                last(run.denoise([SEVEN], guidance=1.0)), atol=1e-4)
     np.testing.assert_allclose(last(run.denoise([SEVEN], negative=TWO, guidance=0.0)),
-                               last(run.denoise([TWO], guidance=1.0)), atol=1e-5)
+                               last(run.denoise([TWO], guidance=1.0)), atol=1e-4)
     assert (run.generate([SEVEN], negative=TWO) != run.generate([SEVEN])).any()
 
 

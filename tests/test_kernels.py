@@ -1,180 +1,173 @@
-"""Every rung of every ladder computes what rung 0 defines, and `use` chooses among them."""
+"""Ladders of rungs: files in order, imported late, chosen by `use`, refused in one sentence."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tinydiff_kernels.ladder import Ladder
 
-from tinydiff import autograd as ag
+from tinydiff import autograd as ag, kernels
 from tinydiff.kernels import LADDERS, pick, use
 
-RUNGS = [(ladder, rung) for ladder, module in LADDERS.items() for rung in module.LADDER]
-FACTOR = {"winograd2": 4, "winograd4": 20}                # allowed error, plain arithmetic's is 1
-each_rung = pytest.mark.parametrize(("ladder", "rung"), RUNGS)
-
-#    ladder:   name: (x shape, w shape, stride, padding)
-SHAPES = {"conv2d": {
-    "3 x 3, same":         ((2, 5, 7, 3), (3, 3, 3, 4), 1, ((1, 1), (1, 1))),
-    "1 x 1":               ((3, 5, 3, 2), (1, 1, 2, 3), 1, ((0, 0), (0, 0))),
-    "1 x 1, one pixel":    ((1, 1, 1, 1), (1, 1, 1, 1), 1, ((0, 0), (0, 0))),
-    "1 x 1, padded":       ((1, 3, 5, 2), (1, 1, 2, 2), 2, ((1, 2), (0, 1))),
-    "halved":              ((2, 7, 5, 3), (3, 3, 3, 2), 2, ((1, 1), (1, 1))),
-    "halved, rest unread": ((2, 8, 6, 3), (3, 3, 3, 2), 2, ((0, 0), (0, 0))),
-    "halved, one-sided":   ((2, 6, 8, 3), (3, 3, 3, 2), 2, ((0, 1), (0, 1))),
-    "stride 3, 2 x 2":     ((2, 8, 5, 2), (2, 2, 2, 3), 3, ((1, 0), (0, 2))),
-    "5 x 3":               ((1, 7, 5, 2), (5, 3, 2, 3), 1, ((2, 2), (1, 1))),
-    "as large as x":       ((2, 3, 5, 2), (3, 5, 2, 3), 1, ((0, 0), (0, 0))),
-    "padding past K":      ((1, 3, 2, 2), (2, 2, 2, 2), 1, ((3, 2), (0, 4))),
-    "no image":            ((0, 5, 5, 2), (3, 3, 2, 3), 1, ((1, 1), (1, 1))),
-}}
-WIDE = {"conv2d": ((2, 5, 7, 32), (3, 3, 32, 4), 1, ((1, 1), (1, 1)))}   # many terms a sum
+FUNCTIONS = {"attention": "forward backward", "conv2d": "forward grad_input grad_weight",
+             "matmul": "forward grad_input grad_weight", "norm": "measure normalize backward",
+             "optimizer": "step norm"}
+RUNGS = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER]
+PLAIN = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER.plain]
+each_ladder = pytest.mark.parametrize("name", LADDERS)
+each_rung = pytest.mark.parametrize(("name", "idea"), RUNGS if kernels.can_compile() else PLAIN)
 
 
-def results(module, x, w, dy, stride, padding):
-    """What a rung makes of the same arrays: y, dx, dw."""
-    return {"forward": module.forward(x, w, stride, padding),
-            "grad_input": module.grad_input(dy, w, x.shape, stride, padding),
-            "grad_weight": module.grad_weight(dy, x, w.shape, stride, padding)}
+@pytest.fixture
+def without_numba(monkeypatch):
+    """Go on as where Numba is not installed."""
+    monkeypatch.setattr(kernels, "can_compile", lambda: False)
+    kernels.rung.cache_clear()
+    yield
+    kernels.rung.cache_clear()
 
 
-def arrays(ladder, x_shape, w_shape, stride, padding, dtype=np.float64):
-    """x, w and a dy of the shape that the formula gives."""
-    rng = np.random.default_rng(0)
-    sides = [(n + sum(p) - K) // stride + 1 for n, p, K in zip(x_shape[1:3], padding, w_shape)]
-    return [rng.standard_normal(shape).astype(dtype)
-            for shape in (x_shape, w_shape, (x_shape[0], *sides, w_shape[3]))]
-
-
-def rung0(ladder):
-    return next(iter(LADDERS[ladder].LADDER.values()))
-
-
-def error(got, exact):
-    """The largest distance; infinite for NaN and for another shape, so that neither ever passes."""
-    if got.shape != exact.shape or not np.isfinite(got).all():
-        return np.inf
-    return np.abs(got.astype(np.float64) - exact).max(initial=0)
-
-
-def test_every_ladder_has_shapes_and_starts_at_its_definition():
-    assert SHAPES.keys() == WIDE.keys() == LADDERS.keys()
-    for module in LADDERS.values():
-        files = [rung.__name__.rpartition(".")[2] for rung in module.LADDER.values()]
-        assert files == [f"rung{i}_{name}" for i, name in enumerate(module.LADDER)]
-        assert module.DEFAULT in module.LADDER
-
-
-@pytest.mark.parametrize(("ladder", "rung", "shape"), [
-    (ladder, rung, shape) for ladder, rung in RUNGS for shape in SHAPES[ladder]])
-def test_a_rung_agrees_with_rung_0(ladder, rung, shape):
-    *_, stride, padding = case = SHAPES[ladder][shape]
-    x, w, dy = arrays(ladder, *case)
-    exact = results(rung0(ladder), x, w, dy, stride, padding)
-    for name, got in results(LADDERS[ladder].LADDER[rung], x, w, dy, stride, padding).items():
-        assert got.dtype == np.float64
-        assert error(got, exact[name]) < 1e-12, name
-
-
-LAYOUTS = {
-    "Fortran order":   np.asfortranarray,
-    "every second":    lambda a: np.repeat(a, 2, axis=1)[:, ::2],
-    "backwards":       lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
-    "axes exchanged":  lambda a: np.ascontiguousarray(a.swapaxes(0, 3)).swapaxes(0, 3),
-    "a part of more":  lambda a: np.pad(a, 1, constant_values=np.nan)[1:-1, 1:-1, 1:-1, 1:-1],
-    "read-only":       lambda a: np.broadcast_to(a, a.shape),
-}
+@each_ladder
+def test_a_ladder_is_its_numbered_files_with_the_plain_ones_first(name):
+    module = LADDERS[name]
+    folder = Path(module.__file__).parent
+    files = sorted(path.stem for path in folder.glob("rung*.py"))
+    assert files == [f"rung{i}_{idea}" for i, idea in enumerate(module.LADDER)]
+    assert module.LADDER.plain + module.LADDER.compiled == list(module.LADDER)
+    assert len(module.LADDER) == len(files)
+    assert module.LADDER.plain
+    assert module.DEFAULT in module.LADDER
 
 
 @each_rung
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_rung_reads_arrays_of_any_layout(ladder, rung, layout, stride):
-    padding = ((0, 1), (1, 1))
-    plain = arrays(ladder, (2, 6, 5, 3), (3, 3, 3, 2), stride, padding)
-    other = [LAYOUTS[layout](a) for a in plain]
-    module = LADDERS[ladder].LADDER[rung]
-    exact = results(rung0(ladder), *plain, stride, padding)
-    for name, got in results(module, *other, stride, padding).items():
-        assert error(got, exact[name]) < 1e-12, name
-    for a, b in zip(plain, other):
-        np.testing.assert_array_equal(a, b)               # and leaves them as they were
+def test_a_rung_says_its_idea_first_and_has_the_functions_of_its_ladder(name, idea):
+    rung, number = LADDERS[name].LADDER[idea], list(LADDERS[name].LADDER).index(idea)
+    assert re.match(rf"Rung {number}, {idea}: \w", rung.__doc__)
+    assert number == 0 or "Since rung" in rung.__doc__
+    for function in FUNCTIONS[name].split():
+        assert callable(getattr(rung, function))
+        assert f"{function}(" in LADDERS[name].__doc__
 
 
-@each_rung
-def test_the_float32_error_is_at_most_twice_that_of_plain_arithmetic(ladder, rung):
-    *_, stride, padding = case = WIDE[ladder]
-    rounded = arrays(ladder, *case, dtype=np.float32)
-    exact = results(rung0(ladder), *(a.astype(np.float64) for a in rounded), stride, padding)
-    plain = results(rung0(ladder), *rounded, stride, padding)
-    for name, got in results(LADDERS[ladder].LADDER[rung], *rounded, stride, padding).items():
-        allowed = 2 if rung not in FACTOR else FACTOR[rung]
-        assert got.dtype == np.float32
-        assert 0 < error(got, exact[name]) <= allowed * error(plain[name], exact[name]), name
+def test_a_ladder_is_a_mapping_without_surprises():
+    ladder = Ladder("tinydiff_kernels.conv2d", "loops im2col", "numba")
+    assert list(ladder) == ["loops", "im2col", "numba"]
+    assert ladder["loops"] is LADDERS["conv2d"].LADDER["loops"]
+    assert "magic" not in ladder
+    with pytest.raises(KeyError, match="magic"):
+        ladder["magic"]
 
 
-@pytest.mark.parametrize(("ladder", "rung"), [pair for pair in RUNGS if pair[1] != "loops"])
-def test_a_batch_worked_on_in_parts_gives_each_image_its_own_result(ladder, rung):
-    x, w, dy = arrays(ladder, (1, 64, 48, 80), (3, 3, 80, 1), 2, ((1, 1), (1, 1)))
-    module = LADDERS[ladder].LADDER[rung]
-    one = results(module, x, w, dy, 2, ((1, 1), (1, 1)))
-    one["grad_weight"] = 5 * one["grad_weight"]
-    five = results(module, x.repeat(5, axis=0), w, dy.repeat(5, axis=0), 2, ((1, 1), (1, 1)))
-    for name, got in five.items():
-        assert error(got, np.broadcast_to(one[name], got.shape)) < 1e-10, name
+ON_NUMPY_ALONE = f"""
+import sys
+
+class Blocked:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] not in {{"numpy", "tinydiff", "tinydiff_kernels"}} \\
+                | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"blocked for this test: {{name}}", name=name)
+
+sys.meta_path.insert(0, Blocked)
+import numpy as np
+from tinydiff import autograd as ag, kernels
+assert not [module for module in sys.modules if ".rung" in module], "imported before it is needed"
+kernels.can_compile = lambda: False
+for name in {list(LADDERS)}:
+    ladder = kernels.LADDERS[name].LADDER
+    assert kernels.pick(name) is ladder[ladder.plain[-1]]
+x, w = (ag.Tensor(np.ones((1, n, n, 1), np.float32), requires_grad=True) for n in (5, 3))
+y = ag.conv2d(ag.silu(x), w.reshape(3, 3, 1, 1))
+y.backward(np.ones_like(y.data))
+print(w.grad.sum(), [module for module in sys.modules if "numba" in module])
+"""
 
 
-def test_nan_and_a_wrong_shape_never_pass():
-    exact = np.ones(3)
-    assert error(np.array([1, np.nan, 1]), exact) == np.inf
-    assert error(np.ones((3, 1)), exact) == np.inf
-    assert error(np.array([1, 1.5, 1]), exact) == 0.5
-
-
-@each_rung
-def test_nan_in_a_picture_reaches_the_result(ladder, rung):
-    x, w, _ = arrays(ladder, (2, 5, 5, 2), (3, 3, 2, 2), 1, ((1, 1), (1, 1)))
-    x[1, 2, 2, 0] = np.nan
-    with np.errstate(invalid="ignore"):                   # NaN times a number
-        y = LADDERS[ladder].LADDER[rung].forward(x, w, 1, ((1, 1), (1, 1)))
-    assert np.isnan(y[1, 1:4, 1:4]).all()
-    assert not np.isnan(y[0]).any()
-
-
-@each_rung
-def test_an_op_plays_back_on_the_rung_that_recorded(ladder, rung, monkeypatch):
-    real, calls = LADDERS[ladder].LADDER[rung], []
-
-    class Spy:
-        def __getattr__(self, name):
-            calls.append(name)
-            return getattr(real, name)
-
-    monkeypatch.setitem(LADDERS[ladder].LADDER, rung, Spy())
-    x, w = (ag.Tensor(np.ones((3, 3, 1, 1)), requires_grad=True) for _ in range(2))
-    with use(**{ladder: rung}):
-        y = ag.conv2d(x.reshape(1, 3, 3, 1), w)
-    y.backward()
-    assert calls == ["forward", "grad_input", "grad_weight"]
-    np.testing.assert_array_equal(y.data, 9)
+def test_without_numba_the_plain_rungs_do_all():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", ON_NUMPY_ALONE],
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = 81 * float(1 / (1 + np.exp(-1.0)))
+    total, names = done.stdout.split(maxsplit=1)
+    assert float(total) == pytest.approx(expected, rel=1e-6)
+    assert names == "[]\n"
 
 
 def test_use_ends_with_its_block_and_nests():
-    ladder = LADDERS["conv2d"]
-    default = ladder.LADDER[ladder.DEFAULT]
-    with use(conv2d="loops"):
-        assert pick("conv2d") is ladder.LADDER["loops"]
+    default = pick("conv2d")
+    ladder = LADDERS["conv2d"].LADDER
+    with use(conv2d="loops", norm="numpy"):
+        assert pick("conv2d") is ladder["loops"]
+        assert pick("norm") is LADDERS["norm"].LADDER["numpy"]
         with use(conv2d="im2col"):
-            assert pick("conv2d") is ladder.LADDER["im2col"]
+            assert pick("conv2d") is ladder["im2col"]
         with pytest.raises(ZeroDivisionError), use(conv2d="im2col"):
             1 / 0
-        assert pick("conv2d") is ladder.LADDER["loops"]
+        assert pick("conv2d") is ladder["loops"]
     assert pick("conv2d") is default
 
 
+@each_ladder
+def test_the_default_runs_where_it_can(name):
+    pytest.importorskip("numba")
+    assert pick(name) is LADDERS[name].LADDER[LADDERS[name].DEFAULT]
+
+
+@each_ladder
+def test_without_numba_the_last_plain_rung_is_the_default(name, without_numba):
+    assert pick(name) is LADDERS[name].LADDER[LADDERS[name].LADDER.plain[-1]]
+
+
 @pytest.mark.parametrize(("chosen", "message"), [
-    ({"conv3d": "loops"}, "no ladder 'conv3d'; there are conv2d"),
-    ({"conv2d": "magic"}, "conv2d has no rung 'magic'; there are loops, im2col"),
+    ({"conv3d": "loops"}, "no ladder 'conv3d'; there are attention, conv2d, matmul, norm, optim"),
+    ({"conv2d": "magic"}, "conv2d has no rung 'magic'; there are loops, im2col, numba, winograd2"),
+    ({"norm": "loops"}, "norm has no rung 'loops'; there are numpy, onepass"),
 ])
 def test_use_refuses_what_it_does_not_know(chosen, message):
     before = pick("conv2d")
     with pytest.raises(ValueError, match=message), use(conv2d="loops"), use(**chosen):
         pass
     assert pick("conv2d") is before
+
+
+@pytest.mark.parametrize(("name", "idea"), sorted(set(RUNGS) - set(PLAIN)))
+def test_use_refuses_a_compiled_rung_where_there_is_no_numba(name, idea, without_numba):
+    message = f"use: the rung '{idea}' of {name} needs Numba; pip install numba"
+    with pytest.raises(ValueError, match=message), use(**{name: idea}):
+        pass
+
+
+def of_ones(*shape):
+    return ag.Tensor(np.ones(shape, np.float32), requires_grad=True)
+
+
+OPS = {"attention": lambda: ag.attention(of_ones(2, 3, 4), of_ones(2, 5, 4), of_ones(2, 5, 4)),
+       "conv2d":    lambda: ag.conv2d(of_ones(1, 5, 5, 2), of_ones(3, 3, 2, 3), padding=1),
+       "matmul":    lambda: ag.linear(of_ones(5, 2), of_ones(2, 3)),
+       "norm":      lambda: ag.group_norm(of_ones(1, 5, 5, 4), of_ones(4), of_ones(4), groups=2)}
+
+
+@pytest.mark.parametrize(("name", "idea"), [pair for pair in RUNGS if pair[0] in OPS])
+def test_an_op_plays_back_on_the_rung_that_recorded(name, idea, monkeypatch):
+    if (name, idea) not in PLAIN:
+        pytest.importorskip("numba")
+    calls = []
+
+    class Spy:
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, function):
+            calls.append((self.real, function))
+            return getattr(self.real, function)
+
+    pick_really = kernels.rung
+    monkeypatch.setattr(kernels, "rung", lambda name, idea: Spy(pick_really(name, idea)))
+    with use(**{name: idea}):
+        y = OPS[name]()
+    y.backward(np.ones_like(y.data))
+    rung = LADDERS[name].LADDER[idea]
+    assert {real for real, _ in calls} == {rung}
+    assert [function for _, function in calls] == FUNCTIONS[name].split()

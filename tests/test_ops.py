@@ -149,6 +149,18 @@ CASES = [
          lambda q, k, v: attention(q, k, v, MASK), ((2, 3, 5), (2, 4, 5), (2, 4, 3))),
     Case("group_norm", lambda x, a, b: ag.group_norm(x, a, b, groups=3),
          lambda x, a, b: group_norm(x, a, b, 3), ((2, 3, 5, 6), (6,), (6,))),
+    Case("group_norm", lambda x, a, b: ag.group_norm(x, a, b, groups=3),
+         lambda x, a, b: group_norm(x, a[:, None, None], b[:, None, None], 3),
+         ((2, 3, 5, 6), (2, 6), (2, 6))),                 # each image its own scale and shift
+    Case("linear", ag.linear, lambda x, w, b: x @ w + b, ((2, 3, 5), (5, 4), (4,))),
+    Case("linear", ag.linear, lambda x, w, b, skip, add:
+         np.concatenate([x, skip], -1) @ w + b + add, ((3, 5), (7, 4), (4,), (3, 2), (3, 4))),
+    Case("norm_silu_conv2d",
+         lambda x, a, b, w, *more: ag.norm_silu_conv2d(x, a, b, w, *more, groups=3),
+         lambda x, a, b, w, bias, skip, late, add: conv2d(
+             (z := group_norm(np.concatenate([x, skip], -1), a, b, 3)) * logistic(z), w, bias,
+             1, ((1, 1), (1, 1))) + late[:, None, None] + add,
+         ((2, 3, 5, 4), (6,), (6,), (3, 3, 6, 5), (5,), (2, 3, 5, 2), (2, 5), (2, 3, 5, 5))),
     Case("layer_norm", ag.layer_norm,
          lambda x, a, b: normalised(x, -1, 1e-5) * a + b, ((3, 5, 7), (7,), (7,))),
     Case("mse", ag.mse, lambda x, y: ((x - y) ** 2).sum() / x.size, ((3, 5, 7), (3, 5, 7))),

@@ -72,24 +72,12 @@ def test_parameters_and_gradients_are_views_of_one_buffer(rng):
         assert np.shares_memory(p.data, flat.data)
         assert np.shares_memory(p.grad, flat.grad)
     (ours["b"] * 3).backward(np.ones(4))
-    np.testing.assert_array_equal(flat.grad, np.repeat([0, 3, 0], [12, 4, 91]))
+    np.testing.assert_array_equal(flat.grad, np.repeat([0, 3, 0], [102, 4, 1]))   # weights first
+    assert flat.weights == 102
     flat.data[...] = np.arange(107)
-    np.testing.assert_array_equal(ours["b"].data, [12, 13, 14, 15])
+    np.testing.assert_array_equal(ours["b"].data, [102, 103, 104, 105])
     assert ours["scale"].data == 106
     np.testing.assert_array_equal(flat.views(flat.data)["w"], ours["w"].data)
-
-
-def test_twins_share_their_weights_and_gather_gradients_apart(rng):
-    one, other = parameters(rng), parameters(rng)
-    flat = Flat(one)
-    start = flat.data.copy()
-    twin = Flat(other, twin_of=flat)
-    np.testing.assert_array_equal(twin.data, start)       # the first one's weights are kept
-    flat.data += 1
-    np.testing.assert_array_equal(other["w"].data, one["w"].data)
-    (other["b"] * 3).backward(np.ones(4))
-    assert not flat.grad.any()
-    np.testing.assert_array_equal(twin.grad, np.repeat([0, 3, 0], [12, 4, 91]))
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
@@ -104,6 +92,23 @@ def test_ema_warms_up_and_then_decays(decay, rng):
         ema.update(n)
     np.testing.assert_allclose(ema.data, expected, rtol=1e-11, atol=1e-13)
     assert not np.shares_memory(ema.data, flat.data)
+
+
+def test_a_step_takes_the_ema_along_as_a_later_update_would(rng):
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-6)):
+        results = []
+        for together in (True, False):
+            flat = Flat(parameters(np.random.default_rng(3), dtype))
+            ema = EMA(flat, decay=0.9)
+            optimizer = AdamW(flat, decay=0.1, ema=ema if together else None)
+            for step in range(1, 6):
+                flat.grad[...] = np.random.default_rng(step).standard_normal(107)
+                optimizer.step(0.01, step)
+                if not together:
+                    ema.update(step)
+            results.append((ema.data, flat.data))
+        for ours, theirs in zip(*results):
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_clipping_shortens_what_is_too_long_and_nothing_else(rng):

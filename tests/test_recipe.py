@@ -72,10 +72,10 @@ def test_of_two_settings_of_one_key_the_last_holds():
 
 def test_values_that_fit_only_together_are_taken_together():
     recipe = Recipe().override(["model.base=12", "model.groups=4", "train.batch=2",
-                                "train.shards=2", "diffusion.T=30", "sample.steps=30"])
+                                "train.warmup=2", "diffusion.T=30", "sample.steps=30"])
     assert (recipe.model.base, recipe.train.batch, recipe.sample.steps) == (12, 2, 30)
-    text = "[train]\nbatch = 1\nshards = 1\n[diffusion]\nT = 30\n[sample]\nsteps = 9"
-    assert Recipe.parse(text).train.shards == 1
+    text = "[train]\nbatch = 1\n[diffusion]\nT = 30\n[sample]\nsteps = 9"
+    assert Recipe.parse(text).train.batch == 1
 
 
 @pytest.mark.parametrize(("setting", "says"), [
@@ -97,7 +97,6 @@ def test_values_that_fit_only_together_are_taken_together():
     ("train.drop=1.1",          "train.drop expects a number from 0 to 1, got 1.1"),
     ("train.ema=1",             "train.ema expects a number from 0 to below 1"),
     ("train.seed=-1",           "train.seed expects a whole number from 0, got -1"),
-    ("train.batch=3",           "a batch of 3 cannot be shared out among 4 shards"),
     ("data.flip=1",             "data.flip expects true or false, got 1"),
     ("data.name=mnits",         "no data set 'mnits'; did you mean 'mnist'"),
     ("model.mults=[1, 2.5]",    r"a list of whole numbers from 1, got \(1, 2.5\)"),

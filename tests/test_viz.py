@@ -181,8 +181,8 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(unet, rng):
         assert np.array_equal(unet.predict(x, 5, context), before)
     assert list(unet.parameters()) == paths
     seen = {path: (layer, args, answer) for path, layer, args, answer in calls}
-    layer, args, answer = seen["conv_out"]
-    assert layer is unet.conv_out
+    layer, args, answer = seen["conv_in"]
+    assert layer is unet.conv_in
     assert np.array_equal(layer(*args).data, answer.data)
     assert any(path.endswith("cross_attention") for path in seen)
 

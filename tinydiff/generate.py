@@ -24,7 +24,7 @@ from tinydiff.diffusion.schedule import Schedule
 from tinydiff.diffusion.spacing import nodes
 from tinydiff.files import write_atomically
 from tinydiff.models import TextToImage
-from tinydiff.parallel import cores, one_blas_thread, side_by_side
+from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.progress import bar
 from tinydiff.recipe import SAMPLERS, Recipe, nearest
@@ -128,7 +128,7 @@ def is_pair(value, patch):
 
 
 def frames(walks, steps, show):
-    """Where the walks have got to, side by side: x_T, then x_t after each step."""
+    """Where the walks have got to, all together: x_T, then x_t after each step."""
     yield together(walks)
     with bar(steps, what="draw", show=show) as progress:
         for _ in range(steps):
@@ -139,13 +139,13 @@ def frames(walks, steps, show):
 
 @np.errstate(all="ignore")                                # to_uint8 finds a lost number
 def together(walks):
-    return np.concatenate(side_by_side(next, walks))
+    with one_blas_thread():
+        return np.concatenate([next(walk) for walk in walks])
 
 
 def parts(N, batch):
-    """Slices of at most `batch` pictures, at least one a core if there are enough pictures."""
-    size = min(batch, -(-N // cores()))
-    return [slice(start, start + size) for start in range(0, N, size)]
+    """Slices of at most `batch` pictures."""
+    return [slice(start, start + batch) for start in range(0, N, batch)]
 
 
 def load_run(path):

@@ -7,26 +7,28 @@ view into them. A step is then a few lines on two arrays, however many layers th
 from math import cos, inf, pi
 
 from tinydiff.backend import array_module
+from tinydiff.kernels import pick
 
 
 class Flat:
     """Parameters {path: Tensor} moved into one buffer `data`, their gradients into `grad`.
 
-    twin_of: another Flat of a model of the same shape. Both then share its `data` and nothing else:
-    two threads can work on the same weights and gather their gradients apart.
+    Weights, which have at least two axes, stand before biases, scales and shifts: the first
+    `weights` numbers.
     """
 
-    def __init__(self, parameters, twin_of=None):
+    def __init__(self, parameters):
         first = next(iter(parameters.values())).data
         xp = array_module(first)
+        order = sorted(parameters, key=lambda name: parameters[name].ndim < 2)
+        self.parameters = {name: parameters[name] for name in order}
+        self.weights = sum(p.data.size for p in parameters.values() if p.ndim > 1)
         size = sum(p.data.size for p in parameters.values())
-        self.parameters = parameters
-        self.data = xp.empty(size, first.dtype) if twin_of is None else twin_of.data
+        self.data = xp.empty(size, first.dtype)
         self.grad = xp.zeros(size, first.dtype)
         data, grad = self.views(self.data), self.views(self.grad)
         for name, p in parameters.items():
-            if twin_of is None:
-                data[name][...] = p.data
+            data[name][...] = p.data
             p.data, p.grad = data[name], grad[name]
 
     def views(self, buffer):
@@ -41,31 +43,24 @@ class Flat:
 class AdamW:
     """Adam with decoupled weight decay.  Kingma & Ba, Alg. 1; Loshchilov & Hutter, Alg. 2
 
-    flat: a Flat. Weights with at least two axes decay; biases, scales and shifts do not.
+    flat: a Flat, whose weights decay; biases, scales and shifts do not. ema: an EMA of the same,
+    updated on the way.
     """
 
-    def __init__(self, flat, *, beta1=0.9, beta2=0.99, eps=1e-8, decay=0.0):
+    def __init__(self, flat, *, beta1=0.9, beta2=0.99, eps=1e-8, decay=0.0, ema=None):
         xp = array_module(flat.data)
-        self.flat = flat
+        self.flat, self.ema = flat, ema
         self.beta1, self.beta2, self.eps, self.decay = beta1, beta2, eps, decay
         self.m = xp.zeros_like(flat.data)                 # running mean of the gradient
         self.v = xp.zeros_like(flat.data)                 # running mean of its square
-        self.decaying = xp.zeros_like(flat.data)
-        for name, view in flat.views(self.decaying).items():
-            view[...] = flat.parameters[name].ndim > 1
 
     def step(self, lr, step):
         """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
-        g, m, v = self.flat.grad, self.m, self.v
-        xp = array_module(g)
-        m += (1 - self.beta1) * (g - m)
-        v += (1 - self.beta2) * (g * g - v)
-        m_hat_scale = 1 / (1 - self.beta1**step)          # both means started at zero
-        v_hat_scale = 1 / (1 - self.beta2**step)
-        if self.decay:
-            self.flat.data -= lr * self.decay * self.decaying * self.flat.data
-        self.flat.data -= lr * m_hat_scale * m / (xp.sqrt(v * v_hat_scale) + self.eps)
-        g[...] = 0
+        flat, ema = self.flat, self.ema
+        pick("optimizer").step(
+            flat.data, flat.grad, self.m, self.v, ema and ema.data, lr=lr, step=step,
+            beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
+            decaying=flat.weights, ema_decay=ema.decay_at(step) if ema else 1.0, scale=1.0)
 
 
 class EMA:
@@ -78,9 +73,12 @@ class EMA:
         self.flat, self.decay = flat, decay
         self.data = flat.data.copy()
 
+    def decay_at(self, step):
+        return min(self.decay, (1 + step) / (10 + step))
+
     def update(self, step):
-        decay = min(self.decay, (1 + step) / (10 + step))
-        self.data += (1 - decay) * (self.flat.data - self.data)
+        """Take the weights of step 1, 2, … in. An AdamW that knows of the EMA does it itself."""
+        self.data += (1 - self.decay_at(step)) * (self.flat.data - self.data)
 
 
 def clip_grad(flat, largest):
@@ -88,7 +86,7 @@ def clip_grad(flat, largest):
 
     A gradient without a finite norm is left as it is.
     """
-    norm = float(array_module(flat.grad).sqrt((flat.grad * flat.grad).sum()))
+    norm = pick("optimizer").norm(flat.grad)
     if largest < norm < inf:
         flat.grad *= largest / norm
     return norm

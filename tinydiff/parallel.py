@@ -1,43 +1,25 @@
-"""Independent pieces of work side by side, each on its own core.
+"""How many threads there are, and BLAS kept to one of them.
 
-NumPy uses one core for everything but matrix products. Splitting the batch instead keeps all cores
-busy all the time; and where the pieces do not depend on the number of cores, no result does.
+The kernels have threads of their own (kernels/simd/pool.py). BLAS is left the small products:
+its threads would fight theirs for the cores, and round differently for each number of them.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from contextvars import copy_context
+from contextlib import contextmanager
 from functools import cache
 
+from tinydiff.kernels import threads as cores
 
-def cores():
-    """How many cores this process may use; OMP_NUM_THREADS, where set, says fewer."""
-    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(have, int(wanted))) if wanted.isdecimal() else have
+__all__ = ["cores", "one_blas_thread"]
 
 
-def side_by_side(f, *pieces):
-    """[f(*piece) for piece in zip(*pieces)], on as many threads as there are cores.
-
-    BLAS keeps to one thread meanwhile: the two would fight, and its threads round differently.
-    Each piece runs in a copy of the caller's context, np.errstate included. The first exception is
-    raised, once every piece has ended.
-    """
-    contexts = [copy_context() for _ in pieces[0]]
-    threads = min(cores(), len(contexts))
-    with one_blas_thread():
-        if threads <= 1:
-            return [f(*piece) for piece in zip(*pieces, strict=True)]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda context, *piece: context.run(f, *piece),
-                                 contexts, *pieces))
-
-
+@contextmanager
 def one_blas_thread():
     """A context in which BLAS uses the caller's thread alone, where threadpoolctl is installed."""
-    return blas().limit(limits=1) if blas() else nullcontext()
+    if not blas():
+        yield
+        return
+    with blas().limit(limits=1):
+        yield
 
 
 @cache

@@ -50,7 +50,6 @@ class TrainTable:
 
     steps:        int   = 600    # optimizer steps in all
     batch:        int   = 64     # images a step
-    shards:       int   = 4      # parts of a batch worked on side by side
     lr:           float = 2e-3   # largest learning rate, reached after `warmup` steps
     warmup:       int   = 50     # steps; then half a cosine down to 0
     clip:         float = 1.0    # largest norm of the gradient
@@ -63,9 +62,6 @@ class TrainTable:
     sample_every: int   = 0      # steps between previews in samples/; 0: none
 
     def __post_init__(self):
-        if self.shards > self.batch:
-            raise ValueError(f"recipe: a batch of {self.batch} cannot be shared out among "
-                             f"{self.shards} shards; lower train.shards")
         for name, fits, wanted in (("lr",    0 < self.lr < inf,      "above 0 and finite"),
                                    ("clip",  self.clip > 0,          "above 0"),
                                    ("decay", 0 <= self.decay < inf,  "of at least 0 and finite"),

@@ -25,7 +25,7 @@ from tinydiff.diffusion import noise, objective
 from tinydiff.files import append, write_atomically
 from tinydiff.models import TextToImage, Tokenizer
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
-from tinydiff.parallel import side_by_side
+from tinydiff.parallel import one_blas_thread
 from tinydiff.progress import bar, interruptible
 from tinydiff.recipe import WEIGHTS, Recipe
 
@@ -41,8 +41,7 @@ class Diverged(ArithmeticError):
 class Training:
     """A model in the making, with all that its next step depends on.
 
-    steps_done counts the optimizer steps behind it. The batch is worked on in `shards` side by
-    side, each by a twin of the model: the same weights, gradients of its own.
+    steps_done counts the optimizer steps behind it.
     """
 
     def __init__(self, recipe, dataset):
@@ -59,12 +58,8 @@ class Training:
                     context_width=recipe.text.width),
             rng=np.random.default_rng(recipe.train.seed))
         self.flat = Flat(self.model.parameters())
-        self.twins = [(self.model, self.flat)]
-        for _ in range(recipe.train.shards - 1):
-            twin = TextToImage.from_config(self.model.config(), rng=np.random.default_rng(0))
-            self.twins.append((twin, Flat(twin.parameters(), twin_of=self.flat)))
-        self.optimizer = AdamW(self.flat, decay=recipe.train.decay)
         self.ema = EMA(self.flat, decay=recipe.train.ema)
+        self.optimizer = AdamW(self.flat, decay=recipe.train.decay, ema=self.ema)
         self.steps_done = 0
 
     @np.errstate(all="ignore")                            # a lost number is found and named
@@ -81,34 +76,24 @@ class Training:
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
         lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=t.steps)
         self.optimizer.step(lr, step)
-        self.ema.update(step)
         self.steps_done = step
         return loss, lr, norm
 
     @np.errstate(all="ignore")
+    @one_blas_thread()
     def gradient(self, step):
         """Put the gradient of step 1, 2, … into `flat.grad`; return the loss."""
         x0, ids = self.batch(step)
         draw = objective.draw(self.schedule, x0, self.model.unet.config.predicts,
                               seed=self.recipe.train.seed, step=step,
                               weigh=WEIGHTS[self.recipe.diffusion.weight])
-
-        def descend(twin, rows):
-            model, flat = twin
-            loss = mse(model(draw.x_t[rows], draw.t[rows], ids[rows]), draw.target[rows],
-                       weight=draw.weight[rows]) * (len(rows) / len(ids))       # DDPM Eq. 14
-            if not isfinite(loss.item()):
-                raise Diverged(f"the loss of step {step} is {loss.item()}, "
-                               f"lost at {culprit(loss, flat.parameters)}; {ADVICE}")
-            flat.grad[...] = 0
-            loss.backward()
-            return loss.item()
-
-        shards = np.array_split(np.arange(len(ids)), len(self.twins))
-        losses = side_by_side(descend, self.twins, shards)
-        for _, flat in self.twins[1:]:
-            self.flat.grad += flat.grad
-        return sum(losses)
+        loss = mse(self.model(draw.x_t, draw.t, ids), draw.target, weight=draw.weight)
+        if not isfinite(loss.item()):                     # DDPM Eq. 14
+            raise Diverged(f"the loss of step {step} is {loss.item()}, "
+                           f"lost at {culprit(loss, self.flat.parameters)}; {ADVICE}")
+        self.flat.grad[...] = 0
+        loss.backward()
+        return loss.item()
 
     def batch(self, step):
         """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""

@@ -174,6 +174,12 @@ class Spy:
         self.calls.append((self.path, self.layer, args, answer))
         return answer
 
+    def behind(self, norm, x, **options):
+        """Two layers called in one: the norm answers with what has its input's shape."""
+        answer = self.layer.behind(norm, x, **options)
+        self.calls += [(norm.path, norm.layer, (x,), x), (self.path, self.layer, (x,), answer)]
+        return answer
+
     def __getattr__(self, name):
         return getattr(self.layer, name)
 

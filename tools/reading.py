@@ -21,6 +21,7 @@ ORDER = [
     ("tinydiff/autograd/product.py",           "matrix product, convolution, attention"),
     ("kernels/conv2d/rung0_loops.py",          "convolution as its formula stands"),
     ("kernels/conv2d/rung1_im2col.py",         "and as one matrix product"),
+    ("tinydiff/autograd/fused.py",             "several ops in one pass over memory"),
     ("tinydiff/diffusion/schedule.py",         "how a picture drowns in noise"),
     ("tinydiff/diffusion/prediction.py",       "what a network may say about it"),
     ("tinydiff/diffusion/samplers/implicit.py", "from noise to picture: DDIM"),

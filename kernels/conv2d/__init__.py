@@ -7,9 +7,19 @@ A rung has three functions on arrays x (N, H, W, C), w (K, K', C, O), dy (N, H',
     grad_weight(dy, x, w_shape, stride, padding) -> dw
 
 padding is ((top, bottom), (left, right)); H' = (H + top + bottom − K) // stride + 1.
+
+From rung 2 on there are more, for K = 3, stride 1 and the size kept, on contiguous float32:
+
+    fused(xs, w, *, scale, shift, base, add, keep) -> y   of silu(x·scale + shift), + base + add
+    fused_grad_input(dy, w, *, split) -> [dx], or [dx, dskip] where split = C1
+    fused_grad_weight(dy, xs, *, scale, shift) -> dw
+
+xs is one input or two side by side, [x (N, H, W, C1), skip (N, H, W, C2)]; scale and shift (N, C),
+base (O,) or (N, O), add like y; C1 is a multiple of simd.functions.WIDTH where
+there are two. keep says that w will come again, so what is made of it may be kept.
 """
 
-from . import rung0_loops, rung1_im2col
+from ..ladder import Ladder
 
-LADDER  = {"loops": rung0_loops, "im2col": rung1_im2col}
-DEFAULT = "im2col"
+LADDER  = Ladder(__name__, "loops im2col", "numba winograd2 winograd4")
+DEFAULT = "winograd4"

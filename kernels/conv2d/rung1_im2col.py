@@ -16,7 +16,7 @@ COLUMNS = 2**21                                           # numbers held at a ti
 
 
 def forward(x, w, stride, padding):
-    y = np.empty(out_shape(x.shape, w.shape, stride, padding), x.dtype)
+    y = np.zeros(out_shape(x.shape, w.shape, stride, padding), x.dtype)
     O = w.shape[-1]
     for part, cols in columns(x, w.shape, stride, padding):
         np.matmul(cols, w.reshape(-1, O), out=y[part].reshape(-1, O))
@@ -25,14 +25,11 @@ def forward(x, w, stride, padding):
 
 def grad_input(dy, w, x_shape, stride, padding):
     """A convolution again: dy, spread out by the stride, with w turned around."""
-    _, H, W, _ = x_shape
-    K, L = w.shape[:2]
-    (top, _), (left, _) = padding
-    spread = dilate(dy, stride)
-    around = ((K - 1 - top,  H + top - spread.shape[1]),  # so that the result is H × W again
-              (L - 1 - left, W + left - spread.shape[2]))
+    if not dy.size:
+        return np.zeros(x_shape, dy.dtype)
+    dy, around = spread(dy, w.shape, x_shape, stride, padding)
     turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
-    return forward(spread, turned, 1, around)
+    return forward(dy, turned, 1, around)
 
 
 def grad_weight(dy, x, w_shape, stride, padding):
@@ -46,6 +43,8 @@ def columns(x, w_shape, stride, padding):
     """Yield (slice of images, their windows as rows (n·H'·W', K·K'·C)), a few images at a time."""
     K, L, C, _ = w_shape
     N, H, W, _ = out_shape(x.shape, w_shape, stride, padding)
+    if 0 in (H, W, *w_shape):
+        return                                            # there is nothing to sum
     x = pad(x, padding)
     sN, sH, sW, sC = x.strides
     windows = as_strided(x, (N, H, W, K, L * C), (sN, sH * stride, sW * stride, sH, sC))
@@ -69,11 +68,19 @@ def pad(x, padding):
     return out
 
 
-def dilate(dy, stride):
-    """dy with stride − 1 zeros between neighbours."""
+def spread(dy, w_shape, x_shape, stride, padding):
+    """dy spread out by the stride, and the padding with which its windows make x's shape again."""
+    _, H, W, _ = x_shape
+    (top, _), (left, _) = padding
+    dy = dilate(dy, stride, *((n - 1) * stride + 1 for n in dy.shape[1:3]))
+    return dy, ((w_shape[0] - 1 - top,  H + top - dy.shape[1]),
+                (w_shape[1] - 1 - left, W + left - dy.shape[2]))
+
+
+def dilate(dy, stride, H, W):
+    """dy with stride − 1 zeros between neighbours, and behind them up to H × W."""
     if stride == 1:
         return dy
-    N, H, W, O = dy.shape
-    out = np.zeros((N, (H - 1) * stride + 1, (W - 1) * stride + 1, O), dy.dtype)
+    out = np.zeros((len(dy), H, W, dy.shape[3]), dy.dtype)
     out[:, ::stride, ::stride] = dy
     return out

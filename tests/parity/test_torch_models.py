@@ -21,7 +21,8 @@ NETWORKS = {                                   # configuration, height, width
     "patches":                   (replace(TINY, patch=2, blocks=2), 6, 10),
     "adaptive, wide embedding":  (replace(TINY, adaptive=True, emb=6), 5, 8),
 }
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}   # of the largest number of the array, or of 0.1
+TOLERANCE = {"float64": 1e-10, "float32": 5e-5}   # of the largest number of the array, or of 0.1;
+                                                  # Winograd costs float32 a digit
 
 
 def assert_close(ours, theirs, tolerance, name=""):

@@ -27,9 +27,10 @@ from tinydiff.autograd.elementwise import (
     sub,
     tanh,
 )
+from tinydiff.autograd.fused import norm_silu_conv2d
 from tinydiff.autograd.losses import cross_entropy, mse
 from tinydiff.autograd.norm import group_norm, layer_norm
-from tinydiff.autograd.product import attention, conv2d, matmul
+from tinydiff.autograd.product import attention, conv2d, linear, matmul
 from tinydiff.autograd.reduce import logsumexp, max, mean, softmax, sum, var
 from tinydiff.autograd.shape import (
     broadcast,
@@ -45,11 +46,12 @@ from tinydiff.autograd.shape import (
 from tinydiff.autograd.tensor import Tensor, no_grad, op
 
 __all__ = [
-    "Tensor", "add", "attention", "broadcast", "clip", "concat", "conv2d", "cos", "cross_entropy",
-    "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh", "getitem", "gradcheck",
-    "group_norm", "layer_norm", "log", "logsumexp", "matmul", "max", "maximum", "mean", "mse",
-    "mul", "neg", "no_grad", "op", "pad", "pow", "relu", "reshape", "sigmoid", "silu", "sin",
-    "softmax", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "var",
+    "Tensor", "add", "attention", "broadcast", "clip", "concat", "conv2d", "cos",
+    "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh",
+    "getitem", "gradcheck", "group_norm", "layer_norm", "linear", "log", "logsumexp", "matmul",
+    "max", "maximum", "mean", "mse", "mul", "neg", "no_grad", "norm_silu_conv2d", "op", "pad",
+    "pow", "relu", "reshape", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack", "sub",
+    "sum", "tanh", "transpose", "upsample", "var",
 ]
 
 Tensor.__add__      = Tensor.__radd__ = add

@@ -15,9 +15,9 @@ def first_bad(root, names):
         if not array_module(node.data).isfinite(node.data).all():
             if id(node) in paths:
                 return f"the weights {paths[id(node)]}"
-            own = [paths[id(p)] for p in node._parents if id(p) in paths]
+            own = sorted((p for p in node._parents if id(p) in paths), key=lambda p: -p.ndim)
             op = node._vjp.__qualname__.split(".")[0] if node._vjp else "an input"
-            return f"{op} with {own[0]}" if own else op
+            return f"{op} with {paths[id(own[0])]}" if own else op
     return "the loss itself"
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from tinydiff.autograd.tensor import op
 from tinydiff.backend import array_module
+from tinydiff.kernels import elementwise
 
 
 @op
@@ -99,9 +100,7 @@ def sigmoid(x):
 @op
 def silu(x):
     """x · σ(x)"""
-    s = logistic(x)
-    y = x * s
-    return y, lambda dy: (dy * (s + y * (1 - s)),)
+    return elementwise.silu(x), lambda dy: (elementwise.silu_backward(dy, x),)
 
 
 @op

@@ -1,9 +1,10 @@
 """Ops that bring activations to mean 0 and variance 1.  docs/derivations/norm.md"""
 
-from math import prod
+import numpy as np
 
 from tinydiff.autograd.tensor import op
 from tinydiff.backend import array_module
+from tinydiff.kernels import pick
 
 
 @op
@@ -31,31 +32,26 @@ def layer_norm(x, scale, shift, *, eps=1e-5):
 def group_norm(x, scale, shift, *, groups, eps=1e-5):
     """The same over the pixels and the C / groups channels of each group of each image.
 
-    x (N, …, C), scale and shift (C,) -> y like x. Raises ValueError where groups do not divide C.
+    x (N, …, C), scale and shift (C,), or (N, C) for each image its own -> y like x.
+    Raises ValueError where groups do not divide C.
     """
     N, C = x.shape[0], x.shape[-1]
     if C % groups:
         raise ValueError(f"group_norm: {C} channels cannot be shared out among {groups} groups")
-    xp = array_module(x)
-    flat = x.reshape(N, prod(x.shape[1:-1]), C)           # (N, pixels, C)
-    n = flat.shape[1] * C // groups
-
-    def over_group(per_channel):                          # sums (N, C) -> group means (N, 1, C)
-        means = per_channel.reshape(N, groups, C // groups).sum(axis=2) / n
-        return means.repeat(C // groups, axis=1)[:, None]
-
-    centred = flat - over_group(flat.sum(axis=1))
-    rstd = 1 / xp.sqrt(over_group(xp.einsum("npc,npc->nc", centred, centred)) + eps)
+    rung = pick("norm")
+    mean, rstd = rung.measure([x], groups, eps)           # (N, groups)
+    gamma, beta = (np.broadcast_to(p, (N, C)) for p in (scale, shift))
+    slope, offset = as_line(gamma, beta, mean, rstd)
 
     def vjp(dy):
-        dy = dy.reshape(flat.shape)
-        dy_sum = dy.sum(axis=1)                           # (N, C)
-        dy_x = xp.einsum("npc,npc->nc", dy, centred) * rstd[:, 0]
-        dx = dy * (scale * rstd)
-        dx -= over_group(dy_sum * scale) * rstd
-        dx -= centred * (over_group(dy_x * scale) * rstd * rstd)
-        return dx.reshape(x.shape), dy_x.sum(axis=0), dy_sum.sum(axis=0)
+        [dx], dgamma, dbeta = rung.backward([dy.copy()], [x], gamma, beta, mean, rstd, False)
+        return dx, dgamma, dbeta
 
-    y = centred * (rstd * scale)
-    y += shift
-    return y.reshape(x.shape), vjp
+    return rung.normalize(x, slope, offset, False), vjp
+
+
+def as_line(gamma, beta, mean, rstd):
+    """(x − mean) · rstd · γ + β as x · slope + offset, both (N, C)."""
+    each = gamma.shape[1] // mean.shape[1]                # channels a group
+    slope = gamma * rstd.repeat(each, axis=1)
+    return slope, beta - slope * mean.repeat(each, axis=1)

@@ -2,10 +2,8 @@
 
 from numbers import Integral
 
-from tinydiff.autograd.reduce import softmax_array
 from tinydiff.autograd.tensor import op
-from tinydiff.backend import array_module
-from tinydiff.kernels import pick
+from tinydiff.kernels import elementwise, pick
 
 
 @op
@@ -27,6 +25,36 @@ def matmul(x, w):
 
 
 @op
+def linear(x, w, b=None, skip=None, add=None):
+    """(x ‖ skip) w + b + add on the last axis, x and skip read where they lie
+
+    x (…, C1), skip (…, C2), w (C1 + C2, O), b (O,), add (…, O) -> y (…, O). Raises ValueError where
+    the widths do not fit.
+    """
+    xs = [x] if skip is None else [x, skip]
+    if w.ndim != 2 or sum(part.shape[-1] for part in xs) != w.shape[0]:
+        given = " and ".join(str(part.shape) for part in xs)
+        raise ValueError(f"linear: x {given} and w {w.shape} do not fit: "
+                         "expected (…, C) and (C, O)")
+    rung, O = pick("matmul"), w.shape[1]
+    rows = [part.reshape(-1, part.shape[-1]) for part in xs]          # (P, C1), (P, C2)
+    rows = rows[0] if skip is None else rows
+    y = rung.forward(rows, w, b, None if add is None else add.reshape(-1, O))
+
+    def vjp(dy):
+        drows, dskip = dy.reshape(-1, O), None
+        if skip is None:
+            dx = rung.grad_input(drows, w)
+        else:
+            dx, dskip = rung.grad_input(drows, w, x.shape[-1])
+            dskip = dskip.reshape(skip.shape)
+        return (dx.reshape(x.shape), lambda: rung.grad_weight(rows, drows),
+                lambda: elementwise.sum_pixels(drows[None])[0], dskip, dy)
+
+    return y.reshape(*x.shape[:-1], O), vjp
+
+
+@op
 def conv2d(x, w, b=None, *, stride=1, padding=0):
     """x (N, H, W, C), w (K, K', C, O), b (O,) -> y (N, H', W', O).  docs/derivations/convolution.md
 
@@ -39,9 +67,9 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     rung = pick("conv2d")
 
     def vjp(dy):
-        dx = rung.grad_input(dy, w, x.shape, stride, padding)
-        dw = rung.grad_weight(dy, x, w.shape, stride, padding)
-        return (dx, dw) if b is None else (dx, dw, dy.sum(axis=(0, 1, 2)))
+        return (lambda: rung.grad_input(dy, w, x.shape, stride, padding),
+                lambda: rung.grad_weight(dy, x, w.shape, stride, padding),
+                lambda: elementwise.sum_pixels(dy).sum(axis=0))
 
     y = rung.forward(x, w, stride, padding)
     if b is not None:
@@ -77,20 +105,6 @@ def attention(q, k, v, *, mask=None):
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit: "
                          "expected (…, L, d), (…, M, d), (…, M, e)")
-    xp = array_module(q)
-    scale = q.shape[-1] ** -0.5
-    scores = (q * scale) @ k.swapaxes(-1, -2)             # (…, L, M)
-    if mask is not None:
-        mask = xp.asarray(mask, bool)
-        scores = xp.where(mask, scores, xp.finfo(scores.dtype).min / 2)
-    p = softmax_array(scores)
-    if mask is not None:
-        p = p * mask
-
-    def vjp(dy):
-        dp = dy @ v.swapaxes(-1, -2)                      # (…, L, M)
-        dp -= (dp * p).sum(axis=-1, keepdims=True)
-        dp *= p
-        return (dp @ k) * scale, dp.swapaxes(-1, -2) @ (q * scale), p.swapaxes(-1, -2) @ dy
-
-    return p @ v, vjp
+    rung = pick("attention")
+    y, log_sum = rung.forward(q, k, v, mask, scale := q.shape[-1] ** -0.5)
+    return y, lambda dy: rung.backward(dy, q, k, v, mask, scale, y, log_sum)

@@ -1,9 +1,10 @@
 """Tensor, @op and backward: the whole of reverse-mode differentiation.
 
 An op is a function from arrays to (result, vjp). `vjp`, the vector-Jacobian product, turns the
-gradient dy of the result into one gradient for each positional argument. Under @op the function
-takes Tensors as well as arrays, and every result remembers its arguments and its vjp; `backward`
-plays them back from the last to the first.
+gradient dy of the result into one gradient for each positional argument: an array, or a function
+that computes it, called only if somebody needs it. Under @op the function takes Tensors as well as
+arrays, and every result remembers its arguments and its vjp; `backward` plays them back from the
+last to the first.
 """
 
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from threading import local
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.kernels import elementwise
 
 _state = local()                                      # each thread records, or not, by itself
 
@@ -72,8 +74,11 @@ def op(forward):
 
     Positional arguments may carry gradients; keywords are options and never do.
     """
+    positions = forward.__code__.co_argcount
+
     @wraps(forward)
     def lifted(*args, **options):
+        args += (None,) * (positions - len(args))     # what was left out
         arrays, traced = [], False
         for a in args:
             if type(a) is Tensor:
@@ -88,8 +93,6 @@ def op(forward):
         y, vjp = forward(*arrays, **options)
         out = Tensor(y)
         if traced and recording():
-            if args[-1] is None:                      # left out, as conv2d's b
-                args = args[:-1]
             out.requires_grad, out._parents, out._vjp = True, args, vjp
         return out
     return lifted
@@ -103,18 +106,26 @@ def backward(root, dy=None):
     if not root.requires_grad:
         raise RuntimeError("backward: this Tensor depends on nothing that requires a gradient")
     grads = {root: seed(root, dy)}
+    sums = set()                                      # whose gradient is an array of our own making
     waiting = consumers(root)
     ready = [root]
     while ready:
         node = ready.pop()
         dy = grads.pop(node)
         if node._vjp is None:                         # a leaf: the gradient has arrived
-            node.grad = as_grad(dy, node) if node.grad is None else add_into(node.grad, dy)
+            node.grad = (as_grad(dy, node) if node.grad is None
+                         else elementwise.add_into(node.grad, dy))    # into the flat buffer
             continue
         for parent, g in zip(node._parents, node._vjp(dy), strict=True):
             if type(parent) is Tensor and parent.requires_grad:
-                g = unbroadcast(g, parent.data.shape)
-                grads[parent] = grads[parent] + g if parent in grads else g
+                g = unbroadcast(g() if callable(g) else g, parent.data.shape)
+                if parent in sums:
+                    grads[parent] = elementwise.add_into(grads[parent], g)
+                elif parent in grads:
+                    grads[parent] = elementwise.add(grads[parent], g)
+                    sums.add(parent)
+                else:
+                    grads[parent] = g
                 waiting[parent] -= 1
                 if not waiting[parent]:
                     del waiting[parent]
@@ -170,12 +181,6 @@ def unbroadcast(g, shape):
 def as_grad(dy, leaf):
     """A copy of dy in the leaf's dtype, which later gradients are added into."""
     return array_module(leaf.data).array(dy, leaf.dtype)
-
-
-def add_into(total, g):
-    """total += g, in place, so that a view into a flat buffer stays one."""
-    total += g
-    return total
 
 
 def recording():

@@ -1,6 +1,6 @@
 """The blocks a U-Net is built of. All are called as block(h, …) on h (N, H, W, C)."""
 
-from tinydiff.autograd import silu, upsample
+from tinydiff.autograd import concat, linear, silu, upsample
 from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module
 
 
@@ -15,11 +15,17 @@ class ResBlock(Module):
         self.conv2 = Conv2d(c_out, c_out, 3, rng=rng, scale=0.0)     # starts as the identity
         self.skip  = Conv2d(c_in, c_out, 1, rng=rng) if c_in != c_out else None
 
-    def __call__(self, x, emb):                           # x (N, H, W, c_in), emb (N, c_emb)
-        h = self.conv1(silu(self.norm1(x)))               # (N, H, W, c_out)
-        h = h + self.shift(silu(emb))[:, None, None, :]   # one number per channel
-        h = self.conv2(silu(self.norm2(h)))
-        return h + (x if self.skip is None else self.skip(x))
+    def __call__(self, x, emb, skip=None):                # x ‖ skip (N, H, W, c_in), emb (N, c_emb)
+        late = self.shift(silu(emb))                      # (N, c_out): one number per channel
+        h = self.conv1.behind(self.norm1, x, skip=skip, late=late)    # (N, H, W, c_out)
+        return self.conv2.behind(self.norm2, h, add=self.around(x, skip))
+
+    def around(self, x, skip):
+        """The way past both convolutions: x ‖ skip itself, or a matrix to the right width."""
+        if self.skip is None:
+            return x if skip is None else concat(x, skip)
+        w = self.skip.w
+        return linear(x, w.reshape(*w.shape[2:]), self.skip.b, skip)
 
 
 class AdaptiveResBlock(ResBlock):
@@ -29,11 +35,12 @@ class AdaptiveResBlock(ResBlock):
         super().__init__(c_in, c_out, c_emb, groups=groups, rng=rng)
         self.scale = Linear(c_emb, c_out, rng=rng)
 
-    def __call__(self, x, emb):                           # x (N, H, W, c_in), emb (N, c_emb)
-        h = self.conv1(silu(self.norm1(x)))               # (N, H, W, c_out)
-        scale, shift = (linear(silu(emb))[:, None, None, :] for linear in (self.scale, self.shift))
-        h = self.conv2(silu(self.norm2(h) * (1 + scale) + shift))     # AdaGN: y_s norm(h) + y_b
-        return h + (x if self.skip is None else self.skip(x))
+    def __call__(self, x, emb, skip=None):                # x ‖ skip (N, H, W, c_in), emb (N, c_emb)
+        h = self.conv1.behind(self.norm1, x, skip=skip)   # (N, H, W, c_out)
+        scale, shift = 1 + self.scale(silu(emb)), self.shift(silu(emb))       # (N, c_out)
+        # AdaGN: y_s norm(h) + y_b
+        adapt = (self.norm2.scale * scale, self.norm2.shift * scale + shift)
+        return self.conv2.behind(self.norm2, h, adapt=adapt, add=self.around(x, skip))
 
 
 class AttentionBlock(Module):
@@ -64,8 +71,8 @@ class Block(Module):
         self.res = kind(c_in, c_out, c_emb, groups=groups, rng=rng)
         self.attention = attention and AttentionBlock(c_out, groups=groups, rng=rng, **attention)
 
-    def __call__(self, h, emb, context):
-        h = self.res(h, emb)
+    def __call__(self, h, emb, context, skip=None):
+        h = self.res(h, emb, skip)
         return h if self.attention is None else self.attention(h, context)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff.autograd import Tensor, concat, no_grad, silu
+from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, Upsample
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, TimeEmbedding
@@ -134,10 +134,10 @@ class UNet(Module):
         h = self.middle2(h, emb, context)
         for level in self.up:
             for block in level.blocks:
-                h = block(concat(h, skips.pop()), emb, context)
+                h = block(h, emb, context, skip=skips.pop())
             if level.resize:
                 h = level.resize(h, like=skips[-1])
-        h = self.conv_out(silu(self.norm_out(h)))
+        h = self.conv_out.behind(self.norm_out, h)
         return depth_to_space(h, self.config.patch)                   # (N, H, W, C)
 
     def embed(self, t, context, class_labels):

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from tinydiff.autograd import conv2d, embedding, group_norm, layer_norm
+from tinydiff.autograd import (
+    conv2d,
+    embedding,
+    group_norm,
+    layer_norm,
+    linear,
+    norm_silu_conv2d,
+)
 from tinydiff.nn import init
 from tinydiff.nn.module import Module, parameter
 
@@ -15,12 +22,14 @@ class Linear(Module):
         self.b = parameter(np.zeros(c_out)) if bias else None
 
     def __call__(self, x):
-        y = x @ self.w
-        return y if self.b is None else y + self.b
+        return linear(x, self.w, self.b)
 
 
 class Conv2d(Module):
-    """A K × K convolution: x (N, H, W, c_in) -> y (N, ⌈H/stride⌉, ⌈W/stride⌉, c_out)."""
+    """A K × K convolution: x (N, H, W, c_in) -> y (N, ⌈H/stride⌉, ⌈W/stride⌉, c_out).
+
+    behind(norm, x, …) is the convolution of silu(norm(x)) in one pass, for K = 3.
+    """
 
     def __init__(self, c_in, c_out, K, *, rng, stride=1, scale=1.0):
         self.w = parameter(init.uniform((K, K, c_in, c_out), K * K * c_in, rng=rng, scale=scale))
@@ -29,6 +38,16 @@ class Conv2d(Module):
 
     def __call__(self, x):
         return conv2d(x, self.w, self.b, stride=self.stride, padding=self.w.shape[0] // 2)
+
+    def behind(self, norm, x, *, skip=None, late=None, add=None, adapt=None):
+        """conv(silu(norm(x ‖ skip))) + late + add, for a GroupNorm in front
+
+        skip joins x's channels; late (N, c_out) is added to every pixel, add to each its own;
+        adapt is (scale, shift) in place of the norm's, (N, c_in) each.
+        """
+        scale, shift = adapt or (norm.scale, norm.shift)
+        return norm_silu_conv2d(x, scale, shift, self.w, self.b, skip, late, add,
+                                groups=norm.groups, eps=norm.eps)
 
 
 class GroupNorm(Module):

@@ -1,0 +1,37 @@
+"""Rung 0, plain: the definition. Every other rung is compared with this one.
+
+All L × M scores of all heads are written to memory, and read and written again for each step of
+the softmax. BLAS multiplies; with d multiply-adds a score, the steps between cost as much.
+"""
+
+import numpy as np
+
+
+def forward(q, k, v, mask, scale):
+    s = scores(q, k, mask, scale)
+    top = finite(s.max(axis=-1, keepdims=True, initial=-np.inf))
+    with np.errstate(under="ignore", divide="ignore"):    # far from the top e^s is 0, and log 0 −∞
+        p = np.exp(s - top)                               # (…, L, M)
+        total = p.sum(axis=-1, keepdims=True)
+        log_sum = top + np.log(total)
+        y = (p @ v) / np.maximum(total, 1)                # all hidden: 0, not 0 / 0
+    return y, log_sum[..., 0]
+
+
+def backward(dy, q, k, v, mask, scale, y, log_sum):
+    with np.errstate(under="ignore"):
+        p = np.exp(scores(q, k, mask, scale) - finite(log_sum)[..., None])        # (…, L, M)
+        dp = dy @ v.swapaxes(-1, -2)
+        ds = p * (dp - (dy * y).sum(axis=-1, keepdims=True)) * scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
+
+
+def scores(q, k, mask, scale):
+    """s (…, L, M) = q kᵀ · scale, −∞ where a query may not look"""
+    s = (q * scale) @ k.swapaxes(-1, -2)
+    return s if mask is None else s + np.where(mask, 0, -np.inf).astype(s.dtype)
+
+
+def finite(top):
+    """top with 0 for −∞: then e^(−∞ − top) is 0, not NaN."""
+    return np.where(top == -np.inf, 0, top)

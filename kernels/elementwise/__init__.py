@@ -1,0 +1,80 @@
+"""Sums, SiLU and upsampling of arrays: on all threads where arrays are large, else plain NumPy.
+
+    add(x, y) -> x + y                      add_into(x, y) -> x, after x += y
+    silu(x) -> x · σ(x)                     silu_backward(dy, x) -> dx
+    upsample2(x) -> y, each pixel of x (N, H, W, C) four times: (N, 2H, 2W, C)
+    upsample2_backward(dy) -> dx, the sums of those four
+    sum_pixels(y (N, …, C)) -> (N, C), what a bias of each image sees of a gradient
+
+Large means contiguous float32 of equal shapes; everything else is right too, as NumPy has it.
+"""
+
+import numpy as np
+
+from ..ladder import can_compile
+
+LARGE = 2**15                                             # numbers; below, NumPy is done sooner
+
+
+def add(x, y):
+    return threaded().add(x, y) if large(x, y, work=1) else x + y
+
+
+def add_into(x, y):
+    if large(x, y, work=1) and x.flags.writeable:
+        threaded().add(x, y, out=x)
+    else:
+        x += y
+    return x
+
+
+def silu(x):
+    return threaded().silu(x) if large(x) else x * sigmoid(x)
+
+
+def silu_backward(dy, x):
+    """d silu / dx = σ (1 + x (1 − σ))"""
+    if large(dy, x):
+        return threaded().silu_backward(dy, x)
+    s = sigmoid(x)
+    return dy * (s * (1 + x * (1 - s)))
+
+
+def upsample2(x):
+    if large(x):
+        return threaded().upsample2(x)
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def upsample2_backward(dy):
+    N, H, W, C = dy.shape
+    if H % 2 or W % 2:
+        raise ValueError(f"upsample2: expected an even height and width, got {H} and {W}")
+    if large(dy):
+        return threaded().upsample2_backward(dy)
+    return dy.reshape(N, H // 2, 2, W // 2, 2, C).sum(axis=(2, 4))
+
+
+def sum_pixels(y):
+    if large(y):
+        from . import pixels
+        return pixels.sum_pixels(y.reshape(len(y), -1, y.shape[-1]))
+    return y.sum(axis=tuple(range(1, y.ndim - 1)))
+
+
+def sigmoid(x):
+    return 0.5 + 0.5 * np.tanh(0.5 * x)                   # never overflows
+
+
+def large(*arrays, work=16):
+    """Whether threads pay; a sum is so little work that memory sets its pace."""
+    first = arrays[0]
+    return first.size * work >= LARGE * 16 and can_compile() and all(
+        type(a) is np.ndarray and a.dtype == np.float32 and a.flags.c_contiguous
+        and a.shape == first.shape for a in arrays)
+
+
+def threaded():
+    """The module that needs Numba, imported when first needed."""
+    from . import parallel
+    return parallel

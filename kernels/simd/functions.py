@@ -1,0 +1,65 @@
+"""Functions of vectors that the machine has no instruction for, and loops over many of them."""
+
+from . import isa
+from .vector import (
+    divide,
+    fma,
+    higher,
+    load,
+    load_part,
+    lower,
+    nearest,
+    power_of_two,
+    splat,
+    store,
+    store_part,
+)
+
+WIDTH = isa.host().width
+
+
+def at(address, index):
+    """The address of float number `index`."""
+    return address + 4 * index
+
+
+def exp(x):
+    """eˣ = 2ⁿ · eᶠ with n whole and |f| ≤ ½ ln 2; eᶠ by a polynomial, to 1 unit in the last place.
+
+    Below −87 it is 10⁻³⁸, above 88 it is 10³⁸; what is no number stays none.
+    """
+    x = higher(splat(-87.0), lower(splat(88.0), x))
+    n = nearest(x * splat(1.4426950408889634))
+    f = fma(n, splat(-0.693359375), x)                    # ln 2 in two parts, the first exact
+    f = fma(n, splat(2.12194440e-4), f)
+    p = fma(splat(0.0013814467), f, splat(0.0083687804))  # near 1/720 and 1/120: Taylor's numbers,
+    p = fma(p, f, splat(0.041668394))                     # moved so that the largest error on
+    p = fma(p, f, splat(0.1666652))                       # |f| ≤ ½ ln 2 is smallest
+    p = fma(p, f, splat(0.49999993))
+    p = fma(p, f, splat(1.0))
+    p = fma(p, f, splat(1.0))
+    return p * power_of_two(n)
+
+
+def sigmoid(x):
+    return divide(splat(1.0), splat(1.0) + exp(splat(0.0) - x))
+
+
+def silu(x):
+    return divide(x, splat(1.0) + exp(splat(0.0) - x))
+
+
+def zero(x, n):
+    """x[0 … n − 1] = 0"""
+    for i in range(0, n - WIDTH + 1, WIDTH):
+        store(x, i, splat(0.0))
+    if n % WIDTH:
+        store_part(x, n - n % WIDTH, splat(0.0), n % WIDTH)
+
+
+def copy(x, y, n):
+    """y[0 … n − 1] = x[0 … n − 1]"""
+    for i in range(0, n - WIDTH + 1, WIDTH):
+        store(y, i, load(x, i))
+    if n % WIDTH:
+        store_part(y, n - n % WIDTH, load_part(x, n - n % WIDTH, n % WIDTH), n % WIDTH)

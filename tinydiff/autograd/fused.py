@@ -1,0 +1,71 @@
+"""Several ops in one pass over memory, equal to what they replace.
+
+A network's 3 × 3 convolution stands behind a GroupNorm and a SiLU, and before the addition of bias,
+time and residual. Taken alone, each of them reads and writes every activation. Here the norm is
+only measured; scale, shift and SiLU are applied as the convolution loads its windows, the sums are
+made as it stores its results, and skip connections are read where they lie. Backward computes the
+activations once more instead of keeping them.
+"""
+
+import numpy as np
+
+from tinydiff.autograd.elementwise import silu
+from tinydiff.autograd.norm import as_line, group_norm
+from tinydiff.autograd.product import conv2d
+from tinydiff.autograd.shape import concat, reshape
+from tinydiff.autograd.tensor import Tensor, op, recording
+from tinydiff.kernels import elementwise, pick
+
+
+def norm_silu_conv2d(x, scale, shift, w, b, skip=None, late=None, add=None, *, groups, eps=1e-5):
+    """conv2d(silu(group_norm(x ‖ skip))) + b + late + add, 3 × 3 windows, the size kept
+
+    x (N, H, W, C1), skip (N, H, W, C2) joins its channels; scale, shift (C,) or, for each image its
+    own, (N, C); w (3, 3, C, O), b (O,), late (N, O), add (N, H, W, O) -> y (N, H, W, O).
+    """
+    if not can_fuse(x, scale, shift, w, b, skip, late, add):
+        return one_by_one(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
+    if skip is not None and x.shape[3] % pick("conv2d").SEAM:
+        x, skip = concat(x, skip), None                   # the kernels' vectors cross no seam
+    return in_one_pass(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
+
+
+def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
+    """The same, as it is defined."""
+    h = x if skip is None else concat(x, skip)
+    y = conv2d(silu(group_norm(h, scale, shift, groups=groups, eps=eps)), w, b, padding=1)
+    if late is not None:
+        y = y + reshape(late, shape=(late.shape[0], 1, 1, late.shape[1]))
+    return y if add is None else y + add
+
+
+@op
+def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
+    N, _, _, C1 = x.shape
+    xs = [np.ascontiguousarray(part) for part in (x, skip) if part is not None]
+    conv, norm = pick("conv2d"), pick("norm")
+    mean, rstd = norm.measure(xs, groups, eps)            # (N, groups)
+    gamma, beta = (np.broadcast_to(p, (N, w.shape[2])) for p in (scale, shift))
+    slope, offset = as_line(gamma, beta, mean, rstd)      # norm(x) = x · slope + offset   (N, C)
+    base = b if late is None else b + late
+    y = conv.fused(xs, w, scale=slope, shift=offset, base=base, add=add,
+                   keep=not recording())              # the weights of a sampler stay the same
+
+    def vjp(dy):
+        dy = np.ascontiguousarray(dy)
+        dw = conv.fused_grad_weight(dy, xs, scale=slope, shift=offset)
+        da = conv.fused_grad_input(dy, w, split=C1 if skip is not None else None)
+        dxs, dgamma, dbeta = norm.backward(da, xs, gamma, beta, mean, rstd, True)
+        dlate = elementwise.sum_pixels(dy)                # (N, O)
+        return (dxs[0], dgamma, dbeta, dw, dlate.sum(axis=0), dxs[1] if skip is not None else None,
+                dlate, dy)
+
+    return y, vjp
+
+
+def can_fuse(x, scale, shift, w, *others):
+    """Whether the rung in use can, and all is as it expects: float32 NumPy arrays, K = 3."""
+    if not hasattr(pick("conv2d"), "fused") or w.shape[:2] != (3, 3):
+        return False
+    arrays = [a.data if isinstance(a, Tensor) else a for a in (x, scale, shift, w, *others)]
+    return all(a is None or (type(a) is np.ndarray and a.dtype == np.float32) for a in arrays)
