@@ -6,8 +6,8 @@ from .simd.product import PANEL
 
 
 def single(*arrays):
-    """Whether all are float32 and hold something; others take the NumPy rung."""
-    return all(a.dtype == np.float32 and a.size for a in arrays)
+    """Whether all that are given are float32 and hold something; others take the NumPy rung."""
+    return all(a is None or (a.dtype == np.float32 and a.size) for a in arrays)
 
 
 def contiguous(*arrays):

@@ -2,7 +2,7 @@
 
 A rung has three functions on arrays x (N, H, W, C), w (K, K', C, O), dy (N, H', W', O):
 
-    forward(x, w, stride, padding) -> y
+    forward(x, w, stride, padding, b=None) -> y, with b (O,) added
     grad_input(dy, w, x_shape, stride, padding) -> dx
     grad_weight(dy, x, w_shape, stride, padding) -> dw
 

@@ -6,8 +6,10 @@ One multiply-add for each of N·H'·W'·O outputs and K·K'·C inputs, written a
 import numpy as np
 
 
-def forward(x, w, stride, padding):
+def forward(x, w, stride, padding, b=None):
     y = np.zeros(out_shape(x.shape, w.shape, stride, padding), x.dtype)
+    if b is not None:
+        y += b
     for n, i, j, o, u, v, c, p, q in terms(x.shape, w.shape, stride, padding):
         y[n, i, j, o] += x[n, p, q, c] * w[u, v, c, o]
     return y

@@ -15,11 +15,13 @@ from .rung0_loops import out_shape
 COLUMNS = 2**21                                           # numbers held at a time: 8 MB in float32
 
 
-def forward(x, w, stride, padding):
+def forward(x, w, stride, padding, b=None):
     y = np.zeros(out_shape(x.shape, w.shape, stride, padding), x.dtype)
     O = w.shape[-1]
     for part, cols in columns(x, w.shape, stride, padding):
         np.matmul(cols, w.reshape(-1, O), out=y[part].reshape(-1, O))
+    if b is not None:
+        y += b
     return y
 
 

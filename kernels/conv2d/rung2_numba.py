@@ -25,11 +25,11 @@ CACHE = 1 << 17                                           # floats of windows a 
 PARTS = 16                                                # a sum over all pixels is cut into these
 
 
-def forward(x, w, stride, padding):
-    if not single(x, w):
-        return rung1_im2col.forward(x, w, stride, padding)
+def forward(x, w, stride, padding, b=None):
+    if not single(x, w, b):
+        return rung1_im2col.forward(x, w, stride, padding, b)
     x, w = contiguous(x, w)
-    return convolve([x], pack(w), w.shape, stride, padding)[0]
+    return convolve([x], pack(w), w.shape, stride, padding, base=b)[0]
 
 
 def grad_input(dy, w, x_shape, stride, padding):

@@ -13,11 +13,11 @@ from .rung1_im2col import dilate
 M, SEAM = 2, rung2_numba.SEAM
 
 
-def forward(x, w, stride, padding):
-    if not fits(w.shape, stride, padding, x, w):
-        return rung2_numba.forward(x, w, stride, padding)
+def forward(x, w, stride, padding, b=None):
+    if not fits(w.shape, stride, padding, x, w, b):
+        return rung2_numba.forward(x, w, stride, padding, b)
     x, w = contiguous(x, w)
-    return fused([x], w)
+    return fused([x], w, base=b)
 
 
 def grad_input(dy, w, x_shape, stride, padding):

@@ -15,6 +15,7 @@ from . import winograd_gradient
 from .winograd import TASKS
 
 TILES = 48                                                # a block of them; more would leave L2
+SMALL = 1 << 11                                           # C·O of weights that one thread transforms
 PARTS = 8                                                 # a sum over all tiles is cut into so many
 
 
@@ -41,12 +42,13 @@ def convolve(m, xs, U, O, *, scale=None, shift=None, base=None, add=None, split=
 
 
 def shares(tiles, panels):
-    """(tiles a block, groups of panels): something to do for every thread.
+    """(tiles a block, groups of panels): the same number of blocks for every thread.
 
     Few tiles are first shared out by panels, so that the weights are read once, not by everyone.
     """
     groups = min(panels, max(1, threads() * TILES // max(1, tiles)))
-    return max(ROWS, min(TILES, -(-tiles * groups // threads()))), groups
+    blocks = up(-(-tiles * groups // TILES), threads())
+    return max(ROWS, -(-tiles * groups // max(1, blocks))), groups
 
 
 def weight_gradient(m, xs, dy, *, scale=None, shift=None):
@@ -102,7 +104,9 @@ def transformed(m, w, *, turned=False):
 
 
 def transform(m, w, strides, C, O, U, seen):
-    run(TASKS[m]["weights"], len(U) * -(-C // WIDTH), w, *strides, C, O, U, seen,
+    blocks = len(U) * -(-C // WIDTH)
+    each = blocks if C * O <= SMALL else 1
+    run(TASKS[m]["weights"], -(-blocks // each), w, *strides, C, O, U, seen, each,
         empty((threads(), 10, WIDTH, WIDTH)))
 
 

@@ -44,18 +44,22 @@ def tasks(m):
     out, out_add, weigh = (TRANSFORMS[m][name] for name in ("output", "residual", "weight"))
     transform_in = input_transform(m)
 
-    def weights(item, worker, w, row, col, c_step, o_step, C, O, U, seen, scratch):
-        """U (panels, positions, C, PANEL) = G g Gᵀ; an item is WIDTH channels of one panel.
+    def weights(item, worker, w, row, col, c_step, o_step, C, O, U, seen, each, scratch):
+        """U (panels, positions, C, PANEL) = G g Gᵀ; an item is `each` blocks of WIDTH channels.
 
         seen, where given, is a copy of w as it was when U was made: what is the same is left alone,
         what is not is copied.
         """
         taps = at(scratch, worker * 10 * WIDTH * WIDTH)   # (9, channels, WIDTH)
         blocks = (C + WIDTH - 1) // WIDTH
-        j, first = item // blocks, item % blocks * WIDTH
-        channels = min(WIDTH, C - first)
-        if seen and unchanged(w, seen, first, channels, j * PANEL, C, O):
-            return
+        panels = (O + PANEL - 1) // PANEL
+        for block in range(item * each, min((item + 1) * each, panels * blocks)):
+            j, first = block // blocks, block % blocks * WIDTH
+            channels = min(WIDTH, C - first)
+            if seen == 0 or changed(w, seen, first, channels, j * PANEL, C, O):
+                weigh_block(w, row, col, c_step, o_step, C, O, U, seen, j, first, channels, taps)
+
+    def weigh_block(w, row, col, c_step, o_step, C, O, U, seen, j, first, channels, taps):
         step = C * PANEL + 16                             # from position to position
         for o in range(0, PANEL, WIDTH):
             n = min(max(O - j * PANEL - o, 0), WIDTH)
@@ -133,15 +137,15 @@ def tasks(m):
             for f in (weights, forward)}
 
 
-def unchanged(w, seen, first, channels, o, C, O):
-    """Whether some channels of one panel are in w (3, 3, C, O) what they were."""
+def changed(w, seen, first, channels, o, C, O):
+    """Whether some channels of one panel are in w (3, 3, C, O) no longer what they were."""
     for i in range(9 * channels):
         row = (i // channels * C + first + i % channels) * O
         for k in range(o, min(o + PANEL, O), WIDTH):
             lanes = min(WIDTH, O - k)
             if same(load_part(w, row + k, lanes), load_part(seen, row + k, lanes)) == 0:
-                return False
-    return True
+                return True
+    return False
 
 
 TASKS = {m: tasks(m) for m in (2, 4)}

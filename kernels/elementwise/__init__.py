@@ -17,11 +17,11 @@ LARGE = 2**15                                             # numbers; below, NumP
 
 
 def add(x, y):
-    return threaded().add(x, y) if large(x, y, work=1) else x + y
+    return threaded().add(x, y) if large(x, y, work=4) else x + y
 
 
 def add_into(x, y):
-    if large(x, y, work=1) and x.flags.writeable:
+    if large(x, y, work=4) and x.flags.writeable:
         threaded().add(x, y, out=x)
     else:
         x += y
@@ -69,7 +69,7 @@ def sigmoid(x):
 def large(*arrays, work=16):
     """Whether threads pay; a sum is so little work that memory sets its pace."""
     first = arrays[0]
-    return first.size * work >= LARGE * 16 and can_compile() and all(
+    return type(first) is np.ndarray and first.size * work >= LARGE * 16 and can_compile() and all(
         type(a) is np.ndarray and a.dtype == np.float32 and a.flags.c_contiguous
         and a.shape == first.shape for a in arrays)
 

@@ -20,9 +20,9 @@ import numpy as np
 from .tasks import SPARE, pack, task
 from .vector import external, fetch_add, invoke, read, write
 
-FUNCTION, ARGUMENTS, ITEMS, LIMIT, NEXT, JOB, OPEN, RUNNING, PATIENCE = range(9)
+FUNCTION, ARGUMENTS, ITEMS, LIMIT, NEXT, JOB, OPEN, RUNNING, ASLEEP, WAITING, PATIENCE = range(11)
 MUTEX, START, DONE, SIZE = 128, 192, 256, 320             # bytes
-PATIENCES = {"passive": 0, "": 300, "active": 100_000}    # glances before a thread sleeps
+PATIENCES = {"passive": 0, "": 1000, "active": 100_000}    # glances before a thread sleeps
 
 lock   = external("pthread_mutex_lock", 1)
 unlock = external("pthread_mutex_unlock", 1)
@@ -43,44 +43,58 @@ def take_items(pool, worker):
 
 @task
 def stand_by(item, worker, pool):
-    """The life of a worker: wait for a job that is open, help, wait again."""
+    """The life of a worker: wait for a new job, help if it is still open, wait again.
+
+    Whoever is about to sleep says so first and looks again then; whoever changes something looks for
+    sleepers after it. So either sees the other, and nobody needs a lock who does not sleep.
+    """
     seen = 0
     while True:
         for _ in range(read(pool, PATIENCE)):
             if read(pool, JOB) != seen:
                 break
             give_way()
-        lock(pool + MUTEX)
-        while read(pool, JOB) == seen or read(pool, OPEN) == 0:
-            wait(pool + START, pool + MUTEX)
+        if read(pool, JOB) == seen:
+            lock(pool + MUTEX)
+            fetch_add(pool, ASLEEP, 1)
+            while fetch_add(pool, JOB, 0) == seen:
+                wait(pool + START, pool + MUTEX)
+            fetch_add(pool, ASLEEP, -1)
+            unlock(pool + MUTEX)
         seen = read(pool, JOB)
         fetch_add(pool, RUNNING, 1)
-        unlock(pool + MUTEX)
-        take_items(pool, worker)
-        lock(pool + MUTEX)
-        if fetch_add(pool, RUNNING, -1) == 1:
-            wake(pool + DONE)
-        unlock(pool + MUTEX)
+        if fetch_add(pool, OPEN, 0):
+            take_items(pool, worker)
+        if fetch_add(pool, RUNNING, -1) == 1 and fetch_add(pool, WAITING, 0):
+            rouse(pool, DONE)
 
 
 @task
 def lead(item, worker, pool):
     """Open the job that stands in the pool, work along, return when every item is done."""
-    lock(pool + MUTEX)
     write(pool, NEXT, 0)
-    write(pool, OPEN, 1)
+    fetch_add(pool, OPEN, 1)
     fetch_add(pool, JOB, 1)
-    wake(pool + START)
-    unlock(pool + MUTEX)
+    if fetch_add(pool, ASLEEP, 0):
+        rouse(pool, START)
     take_items(pool, worker)
+    fetch_add(pool, OPEN, -1)
     for _ in range(read(pool, PATIENCE)):
         if read(pool, RUNNING) == 0:
             break
         give_way()
+    if fetch_add(pool, RUNNING, 0):
+        lock(pool + MUTEX)
+        fetch_add(pool, WAITING, 1)
+        while fetch_add(pool, RUNNING, 0):
+            wait(pool + DONE, pool + MUTEX)
+        fetch_add(pool, WAITING, -1)
+        unlock(pool + MUTEX)
+
+
+def rouse(pool, condition):
     lock(pool + MUTEX)
-    write(pool, OPEN, 0)
-    while read(pool, RUNNING) > 0:
-        wait(pool + DONE, pool + MUTEX)
+    wake(pool + condition)
     unlock(pool + MUTEX)
 
 
