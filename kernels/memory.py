@@ -5,6 +5,7 @@ writing it costs. So blocks are kept. A block is free when nobody refers to it a
 holds its block as `base`, so counting references is all the bookkeeping there is.
 """
 
+import os
 import sys
 import threading
 from collections import defaultdict
@@ -65,3 +66,13 @@ def clear():
     with _lock:
         for entries in _blocks.values():
             entries[:] = [entry for entry in entries if sys.getrefcount(entry[0]) > 2]
+
+
+def forget():
+    """After a fork nobody may be left to open the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)

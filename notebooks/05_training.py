@@ -141,8 +141,7 @@ by_hand = ag.mse(answer, draw.target)                          # DDPM Eq. 14
 print(f"t = {draw.t[:6]} …   loss {by_hand.item():.4f}")
 
 # %% [markdown]
-# And by the package, which works on the shards of the batch side by side and adds their
-# gradients:
+# And by the package:
 
 # %%
 print(getsource(Training.gradient))

@@ -119,3 +119,21 @@ def test_convolution_takes_its_padding_as_a_numpy_number():
     x, w = of(1, 5, 5, 3), of(3, 3, 3, 2)
     np.testing.assert_array_equal(ag.conv2d(x, w, padding=np.int64(1)).data,
                                   ag.conv2d(x, w, padding=1).data)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"w": (3, 3, 16, 5)},      r"x has 8 channels with skip's, w is \(3, 3, 16, 5\)"),
+    ({"w": (5, 5, 8, 5)},       r"expected x \(N, H, W, C\) and w \(3, 3, 8, O\)"),
+    ({"b": (4,)},               r"b has shape \(4,\), expected \(5,\)"),
+    ({"late": (1, 5)},          r"late has shape \(1, 5\), expected \(2, 5\)"),
+    ({"add": (1, 6, 6, 5)},     r"add has shape \(1, 6, 6, 5\), expected \(2, 6, 6, 5\)"),
+    ({"skip": (2, 6, 5, 8), "w": (3, 3, 16, 5)}, r"skip has shape \(2, 6, 5, 8\), expected"),
+    ({"groups": 3},             "8 channels cannot be shared out among 3 groups"),
+])
+def test_a_fused_convolution_refuses_shapes_that_do_not_fit(change, message):
+    shapes = {"x": (2, 6, 6, 8), "scale": (8,), "shift": (8,), "w": (3, 3, 8, 5), "b": (5,),
+              "skip": None, "late": (2, 5), "add": (2, 6, 6, 5)}
+    groups = change.pop("groups", 4)
+    arrays = [shape and np.zeros(shape, np.float32) for shape in (shapes | change).values()]
+    with pytest.raises(ValueError, match=message):
+        ag.norm_silu_conv2d(*arrays, groups=groups)

@@ -41,11 +41,11 @@ def block(item, worker, kind, a, a_row, a_k, b, b_k, c, c_row, K, s, s_row):
 
 
 def rows_by_panel(item, worker, a, a_row, b, c, M, K):
-    rows_times_panel(a, a_row, b, c, M, K)
+    rows_times_panel(a, a_row, b, c, M, K, PANEL)
 
 
 def outer_product(item, worker, a, a_row, b, b_row, c, c_row, M, K, add):
-    outer(a, a_row, b, b_row, c, c_row, M, K, add)
+    outer(a, a_row, b, b_row, c, c_row, M, K, PANEL, add)
 
 
 task = cache(compiled)

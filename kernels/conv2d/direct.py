@@ -60,7 +60,8 @@ def forward(item, worker, x, skip, C1, C2, scale, shift, packed, base, add, y, y
         lay_out(plane, columns, C, K, L, stride, rows, wide, at(windows, t * step), step)
         t += rows * wide
     for j in range((O + PANEL - 1) // PANEL):
-        rows_times_panel(windows, step, at(packed, j * depth * PANEL), result, t, depth)
+        rows_times_panel(windows, step, at(packed, j * depth * PANEL), result, t, depth,
+                         O - j * PANEL)
         t = 0
         for unit in range(first, last):
             begin = unit % bands * high
@@ -103,7 +104,7 @@ def products(item, worker, x, skip, C1, C2, scale, shift, dy, O, sums, splits,
                 store(part, (t + i) * PANEL + o, load_part(pixel, o, lanes))
         t += rows * wide
         if t + high * wide > T or unit == last - 1:
-            outer(windows, step, part, PANEL, mine, PANEL, depth, t, True)
+            outer(windows, step, part, PANEL, mine, PANEL, depth, t, O - j * PANEL, True)
             t = 0
 
 

@@ -15,7 +15,7 @@ from . import winograd_gradient
 from .winograd import TASKS
 
 TILES = 48                                                # a block of them; more would leave L2
-SMALL = 1 << 11                                           # C·O of weights that one thread transforms
+SMALL = 1 << 11                                           # C·O of weights one thread transforms
 PARTS = 8                                                 # a sum over all tiles is cut into so many
 
 

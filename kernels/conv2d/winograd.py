@@ -101,7 +101,7 @@ def tasks(m):
             for p in range(positions):
                 rows_times_panel(at(V, p * V_step), V_row,
                                  at(U, (j * positions + p) * (C * PANEL + 16)),
-                                 at(M, p * M_step), t, C)
+                                 at(M, p * M_step), t, C, O - j * PANEL)
             i = 0
             for unit in range(first, last):
                 for s in range(min(high, deep - unit % bands * high)):

@@ -64,7 +64,8 @@ def tasks(m):
                 for p in range(positions):
                     for j in range(panels):
                         outer(at(V, p * V_step), V_row, at(D, (p * panels + j) * D_step), PANEL,
-                              at(sums, p * step + j * PANEL), o_block, channels, t, begun)
+                              at(sums, p * step + j * PANEL), o_block, channels, t,
+                              O - o - j * PANEL, begun)
                 t, begun = 0, True
         if splits == 1:
             for i in range(channels):

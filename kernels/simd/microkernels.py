@@ -12,11 +12,11 @@ from . import isa
 from .vector import Word, call, floats, integer, ir, pointer, spread, v
 
 
-def microkernel(accumulate, rows=None, onto=False, ahead=False):
+def microkernel(accumulate, rows=None, vectors=None, onto=False, ahead=False):
     """The word  f(a, a_row, a_k, b, b_k, c, c_row, k):  strides and k ≥ 1 count floats.
 
     A[i, k] stands at a + i·a_row + k·a_k, so a transposed A costs nothing; B[k, :] at b + k·b_k,
-    C[i, :] at c + i·c_row.
+    C[i, :] at c + i·c_row. rows and vectors are the machine's own unless given.
 
     onto: f has two arguments more, s and s_row, and C = S + A B; S may be C, or one row with
     stride 0. ahead: for an A that comes from memory, each step fetches a line of what comes next
@@ -24,7 +24,7 @@ def microkernel(accumulate, rows=None, onto=False, ahead=False):
     """
     def emit(b, A, a_row, a_k, B, b_k, C, c_row, K, S=None, s_row=None):
         here = isa.host()
-        I, J, step = range(rows or here.rows), range(here.vectors), 4 * here.width
+        I, J, step = range(rows or here.rows), range(vectors or here.vectors), 4 * here.width
         four = integer(2)
         a_row, a_k, b_k, c_row = (b.shl(stride, four) for stride in (a_row, a_k, b_k, c_row))
         before, loop, after = b.block, *(b.append_basic_block(name) for name in ("k", "after"))
@@ -69,7 +69,7 @@ def microkernel(accumulate, rows=None, onto=False, ahead=False):
             C = b.add(C, c_row)
             S = b.add(S, b.shl(s_row, four)) if onto else None
 
-    emit.__name__ = "multiply_add" if accumulate else "multiply" + onto * "_onto" + ahead * "_ahead"
+    emit.__name__ = "multiply" + accumulate * "_add" + onto * "_onto" + ahead * "_ahead"
     return Word(emit, "none", ["int"] * (10 if onto else 8))
 
 
@@ -84,5 +84,7 @@ def prefetch(b, address):
 
 multiply            = microkernel(accumulate=False)
 multiply_add        = microkernel(accumulate=True)
+multiply_narrow     = microkernel(accumulate=False, vectors=1)       # a panel's first vector alone
+multiply_narrow_add = microkernel(accumulate=True, vectors=1)
 multiply_onto       = microkernel(accumulate=False, onto=True)
 multiply_onto_ahead = microkernel(accumulate=False, onto=True, ahead=True)

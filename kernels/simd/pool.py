@@ -45,8 +45,8 @@ def take_items(pool, worker):
 def stand_by(item, worker, pool):
     """The life of a worker: wait for a new job, help if it is still open, wait again.
 
-    Whoever is about to sleep says so first and looks again then; whoever changes something looks for
-    sleepers after it. So either sees the other, and nobody needs a lock who does not sleep.
+    Whoever is about to sleep says so first and looks again then; whoever changes something looks
+    for sleepers after it. So one sees the other, and nobody who does not sleep needs a lock.
     """
     seen = 0
     while True:

@@ -23,11 +23,29 @@ def norm_silu_conv2d(x, scale, shift, w, b, skip=None, late=None, add=None, *, g
     x (N, H, W, C1), skip (N, H, W, C2) joins its channels; scale, shift (C,) or, for each image its
     own, (N, C); w (3, 3, C, O), b (O,), late (N, O), add (N, H, W, O) -> y (N, H, W, O).
     """
+    refuse_misfits(x, w, b, skip, late, add, groups)
     if not can_fuse(x, scale, shift, w, b, skip, late, add):
         return one_by_one(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
     if skip is not None and x.shape[3] % pick("conv2d").SEAM:
         x, skip = concat(x, skip), None                   # the kernels' vectors cross no seam
     return in_one_pass(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
+
+
+def refuse_misfits(x, w, b, skip, late, add, groups):
+    """Refuse shapes that do not fit, with both numbers; the kernels would read past the end."""
+    C = x.shape[-1] + (0 if skip is None else skip.shape[-1])
+    if x.ndim != 4 or w.shape[:3] != (3, 3, C):
+        raise ValueError(f"norm_silu_conv2d: x has {C} channels with skip's, w is {w.shape}: "
+                         f"expected x (N, H, W, C) and w (3, 3, {C}, O)")
+    N, H, W, _ = x.shape
+    O = w.shape[3]
+    for name, given, wanted in (("b", b, (O,)), ("late", late, (N, O)), ("add", add, (N, H, W, O)),
+                                ("skip", skip, (N, H, W, C - x.shape[3]))):
+        if given is not None and given.shape != wanted:
+            raise ValueError(f"norm_silu_conv2d: {name} has shape {given.shape}, expected {wanted}")
+    if C % groups:
+        raise ValueError(f"norm_silu_conv2d: {C} channels cannot be shared out among {groups} "
+                         "groups")
 
 
 def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
