@@ -226,11 +226,12 @@ def test_ctrl_c_arrives_after_the_job_and_the_pool_still_works(kind):
         os.kill(os.getpid(), signal.SIGINT)
         flag[0] = 1
 
+    patient = task(linger)                                # compiled before the clock runs
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Timer(0.1, interrupt).start()
         with pytest.raises(KeyboardInterrupt):
-            run(task(linger), 40, done, flag)
+            run(patient, 40, done, flag)
     finally:
         signal.signal(signal.SIGINT, before)
     np.testing.assert_array_equal(done, 1)
