@@ -61,13 +61,6 @@ def drop_idle():
                       if sys.getrefcount(entry[0]) > 2 or _requests - entry[1] < FORGET]
 
 
-def clear():
-    """Give all idle memory back."""
-    with _lock:
-        for entries in _blocks.values():
-            entries[:] = [entry for entry in entries if sys.getrefcount(entry[0]) > 2]
-
-
 def forget():
     """After a fork nobody may be left to open the lock."""
     global _lock

@@ -9,10 +9,9 @@ from functools import cache
 
 from tinydiff_kernels import attention, conv2d, elementwise, matmul, norm, optimizer
 from tinydiff_kernels.ladder import can_compile
-from tinydiff_kernels.memory import empty
 from tinydiff_kernels.simd.pool import threads
 
-__all__ = ["LADDERS", "elementwise", "empty", "pick", "threads", "use"]
+__all__ = ["LADDERS", "elementwise", "pick", "threads", "use"]
 
 LADDERS = {"attention": attention, "conv2d": conv2d, "matmul": matmul, "norm": norm,
            "optimizer": optimizer}

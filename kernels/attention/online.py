@@ -7,6 +7,7 @@ arrays only q, dy and the results are transposed, once for all keys.
 
 from math import lcm
 
+from ..door import up
 from ..simd.functions import WIDTH, at
 from ..simd.product import PANEL, ROWS
 from ..simd.tasks import task
@@ -26,7 +27,7 @@ from ..simd.vector import (
 )
 from .softmax import LOWEST, absorb, hide, slopes
 from .tile import product, turn
-from .views import LINE, address, gather, scatter, up, width
+from .views import LINE, address, gather, scatter, width
 
 Q, K, V, MASK, Y, DY, DK, DV, DQ = range(9)               # in the table
 WHOLE   = lcm(ROWS, WIDTH)                                # rows of what is multiplied and turned

@@ -13,11 +13,12 @@ micro-kernel, and some 20 instructions for e^s of each vector of scores.
 import numpy as np
 
 from .. import memory
+from ..door import up
 from ..simd.pool import run, threads
 from ..simd.product import PANEL, ROWS
 from . import rung0_plain
 from .online import backward_part, backward_size, forward_part, forward_size
-from .views import table, up
+from .views import table
 
 FORWARD_KEYS, BACKWARD_KEYS = 128, 256                    # of a block, at most
 ITEMS = 16                                                # at least, where the work can be cut

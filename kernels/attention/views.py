@@ -11,6 +11,7 @@ must be: rows a power of two apart would share the cache's sets.
 
 import numpy as np
 
+from ..door import up
 from ..simd.functions import WIDTH, at
 from ..simd.product import PANEL
 from ..simd.vector import load, load_part, read, splat, store, store_part
@@ -32,11 +33,6 @@ def address(views, which, n, head, row):
     """Where a row of array number `which` begins."""
     view = views + 32 * which
     return at(read(view, 0), n * read(view, 1) + head * read(view, 2) + row * read(view, 3))
-
-
-def up(n, step):
-    """n rounded up to whole steps."""
-    return (n + step - 1) // step * step
 
 
 def width(columns):

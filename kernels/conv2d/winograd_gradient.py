@@ -47,12 +47,11 @@ def tasks(m):
         sums = at(D, positions * panels * D_step)
         if splits > 1:
             sums = at(dU, item * positions * step)
-        if N == 0 or split * ((N * bands + splits - 1) // splits) >= N * bands:
-            zero(sums, positions * step)
-        begun = False
         each = (N * bands + splits - 1) // splits
         last = min((split + 1) * each, N * bands)
-        t = 0
+        if split * each >= last:                          # no tile for this split
+            zero(sums, positions * step)
+        t, begun = 0, False
         for unit in range(split * each, last):
             n, top = unit // bands, unit % bands * high
             strips = min(high, deep - top)

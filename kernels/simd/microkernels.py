@@ -75,11 +75,8 @@ def microkernel(accumulate, rows=None, vectors=None, onto=False, ahead=False):
 
 def prefetch(b, address):
     """Ask for the line of the cache at `address`, to be in L2 soon; no address is wrong."""
-    byte, flag = ir().IntType(8).as_pointer(), ir().IntType(32)
-    kind = ir().FunctionType(ir().VoidType(), [byte, flag, flag, flag])
-    name = "llvm.prefetch.p0"
-    function = b.module.globals.get(name) or ir().Function(b.module, kind, name)
-    b.call(function, [b.inttoptr(address, byte), integer(0, 32), integer(2, 32), integer(1, 32)])
+    how = [integer(kind, 32) for kind in (0, 2, 1)]       # to read, not in L1, of data
+    call(b, "llvm.prefetch.p0", ir().VoidType(), pointer(b, address, None, ir().FloatType()), *how)
 
 
 multiply            = microkernel(accumulate=False)
