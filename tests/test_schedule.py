@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from tinydiff.diffusion.schedule import Schedule, across
+from tinydiff.diffusion.process import across
+from tinydiff.diffusion.schedule import Schedule
 
-SCHEDULES = [Schedule.linear(), Schedule.cosine(), Schedule.scaled_linear(), Schedule.linear(50)]
+SCHEDULES = [Schedule.linear(), Schedule.cosine(), Schedule.scaled_linear(), Schedule.linear(50),
+             Schedule.sigmoid_beta(), Schedule.sigmoid_alpha_bar()]
+NO_VP = [Schedule.karras(), Schedule.flow(), Schedule.flow(200, shift=3.0)]     # variance not kept
+ENDS_WITHOUT_SIGNAL = [Schedule.flow(), Schedule.scaled_linear().zero_terminal_snr()]
 
 
 @pytest.mark.parametrize(("schedule", "beta_1", "beta_T", "alpha_bar_T", "sigma_max"), [
@@ -17,6 +21,8 @@ SCHEDULES = [Schedule.linear(), Schedule.cosine(), Schedule.scaled_linear(), Sch
     (Schedule.scaled_linear(1000, start=0.0015, end=0.0195), 1.5e-3, 0.0195, 1.42304e-4, 83.82),
     (Schedule.cosine(1000), 4.12842e-5, 0.999, 2.42877e-9, 20291),
     (Schedule.cosine(4000), 9.86582e-6, 0.999, 1.51798e-10, 81165),
+    (Schedule.sigmoid_beta(), 1.49205e-4, 0.0199508, 3.96818e-5, 158.74),
+    (Schedule.sigmoid_alpha_bar(), 3.00279e-4, 0.999, 3.00279e-7, 1824.9),
 ])
 def test_tables_have_the_papers_ends(schedule, beta_1, beta_T, alpha_bar_T, sigma_max):
     T = schedule.T
@@ -77,7 +83,7 @@ def test_q_sample_is_t_steps_of_the_forward_chain(schedule):
     assert schedule.q_sample(still, t, one).item() ** 2 == pytest.approx(variance, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NO_VP, *ENDS_WITHOUT_SIGNAL])
 def test_posterior_carries_the_marginal_at_t_to_the_marginal_at_s(schedule):
     one, none = np.ones((1, 1)), np.zeros((1, 1))
     T = schedule.T
@@ -187,12 +193,113 @@ def test_a_table_that_does_not_fall_from_one_is_refused(table):
 
 
 @pytest.mark.parametrize("schedule", [
-    *SCHEDULES, Schedule.cosine(77, s=0.02), Schedule.from_alpha_bar([1, 0.3, 0.1], "mine"),
+    *SCHEDULES, *NO_VP, *ENDS_WITHOUT_SIGNAL, Schedule.cosine(77, s=0.02),
+    Schedule.from_alpha_bar([1, 0.3, 0.1], "mine"), Schedule.from_levels([1, 0.6], [0, 2]),
+    Schedule.linear().respaced([0, 30, 1000]), Schedule.karras().respaced([0, 30, 1000]),
 ])
 def test_config_rebuilds_the_schedule_through_json(schedule):
     again = Schedule.named(**json.loads(json.dumps(schedule.config)))
     assert again == schedule
     assert (again.alpha_bar == schedule.alpha_bar).all()
+
+
+def test_karras_has_the_nodes_of_edm_at_whole_times():
+    sigma = Schedule.karras(18).sigma(np.arange(18, -1, -1))
+    np.testing.assert_allclose(sigma[:7], [80, 57.58599, 40.78557, 28.37458, 19.35245, 12.91008,
+                                           8.400935], rtol=1e-6)                  # EDM Eq. 5
+    np.testing.assert_allclose(sigma[-3:], [0.00752802, 0.002, 0], rtol=1e-6)
+    assert (Schedule.karras().signal(np.arange(1001)) == 1).all()
+
+
+@pytest.mark.parametrize("schedule", [Schedule.flow(), Schedule.flow(shift=3.0)])
+def test_flow_is_a_straight_line_from_the_picture_to_the_noise(schedule):
+    t = np.linspace(0, 1000, 77)
+    np.testing.assert_allclose(schedule.signal(t) + schedule.noise(t), 1, rtol=1e-14)
+    assert schedule.levels(1000) == (0, 1)
+    shift = schedule.parameters["shift"]
+    assert schedule.noise(250) == pytest.approx(shift * 0.25 / (1 + (shift - 1) * 0.25))
+    assert schedule.sigma(1000) == np.inf
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NO_VP, *ENDS_WITHOUT_SIGNAL])
+def test_time_undoes_sigma(schedule):
+    for t in np.linspace(0, schedule.T, 301).tolist():
+        assert schedule.time(schedule.sigma(t)) == pytest.approx(t, abs=1e-8)
+    if np.isfinite(schedule.sigma(schedule.T)):
+        with pytest.raises(ValueError, match="sigma must lie in"):
+            schedule.time(1.001 * schedule.sigma(schedule.T))
+    with pytest.raises(ValueError, match="sigma must lie in"):
+        schedule.time(-0.1)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, *NO_VP])
+def test_log_snr_falls_and_tells_the_steps_variances(schedule):
+    t = np.arange(schedule.T + 1)
+    lam = schedule.log_snr(t)
+    assert (np.diff(lam) < 0).all()
+    t, s = t[2:-1], t[1:-2]                                          # CFG Eq. 2, 3: λ < λ'
+    fresh = -np.expm1(lam[t] - lam[s])
+    np.testing.assert_allclose(schedule.step_variance(t, s), fresh * schedule.noise(t) ** 2,
+                               rtol=1e-8)
+    np.testing.assert_allclose(schedule.posterior_variance(t, s), fresh * schedule.noise(s) ** 2,
+                               rtol=1e-8)
+    assert schedule.log_snr(0) == np.inf
+
+
+@pytest.mark.parametrize("schedule", [Schedule.cosine(), Schedule.karras(), Schedule.flow()])
+@pytest.mark.parametrize(("t", "u", "s"), [(900, 500, 1), (1000, 30.5, 7), (3, 2, 1)])
+def test_two_steps_in_a_row_are_one_long_step(schedule, t, u, s):
+    """Scale and variance of q(x_t | x_s), LDM Eq. 5 to 7, compose over a time between."""
+    scale = schedule.signal(t) / schedule.signal(u)
+    assert scale**2 * schedule.step_variance(u, s) + schedule.step_variance(t, u) == pytest.approx(
+        schedule.step_variance(t, s))
+
+
+def test_sampling_starts_from_the_processs_own_spread():
+    assert Schedule.linear().prior_std == Schedule.flow().prior_std == 1
+    assert Schedule.karras().prior_std == 80
+
+
+@pytest.mark.parametrize("schedule", [Schedule.scaled_linear(), Schedule.linear(50)])
+def test_zero_terminal_snr_moves_the_last_root_to_zero_and_keeps_the_first(schedule):
+    bent = schedule.zero_terminal_snr()
+    root, line = schedule.alpha_bar**0.5, bent.alpha_bar**0.5
+    assert line[-1] == 0
+    assert bent.beta[-1] == 1
+    assert line[1] == pytest.approx(root[1], rel=1e-14)
+    steps = np.diff(line[1:]) / np.diff(root[1:])                    # shifted and stretched
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-8)
+    assert bent.alpha_bar_at(schedule.T - 0.5) == pytest.approx(bent.alpha_bar[-2] / 2)
+
+
+def test_a_respaced_chain_is_the_same_process_at_fewer_times():
+    times = [0, 4, 8, 500.5, 1000]
+    for schedule in (Schedule.linear(), Schedule.karras(), Schedule.flow()):
+        few = schedule.respaced(times)
+        assert few.T == 4
+        for k, t in enumerate(times):
+            assert few.levels(k) == pytest.approx(schedule.levels(t), rel=1e-12)
+    linear = Schedule.linear()
+    few = linear.respaced(range(0, 1001, 4))                         # iDDPM Eq. 19
+    assert few.beta[1] == pytest.approx(5.1941932e-4)
+    assert few.beta[250] == pytest.approx(0.0775193450)
+    assert np.prod(1 - few.beta) == pytest.approx(linear.alpha_bar[1000])
+    np.testing.assert_allclose(linear.respaced(range(1001)).beta, linear.beta, atol=1e-15)
+
+
+def test_alpha_bar_may_be_a_function_of_the_share_of_the_way():
+    schedule = Schedule.from_alpha_bar(lambda share: (1 - share) ** 2, T=50)
+    np.testing.assert_allclose(schedule.alpha_bar, (1 - np.arange(51) / 50) ** 2)
+    assert schedule.name == "from_alpha_bar"
+
+
+def test_tables_of_a_schedule_by_levels_are_those_of_x_t_scaled_to_keep_its_variance():
+    schedule, t = Schedule.karras(), np.arange(1001)
+    np.testing.assert_allclose(schedule.alpha_bar, 1 / (1 + schedule.sigma(t) ** 2))
+    np.testing.assert_allclose(schedule.alpha_bar_at(t), schedule.alpha_bar)
+    np.testing.assert_allclose(np.cumprod(schedule.alpha), schedule.alpha_bar, rtol=1e-10)
+    assert not schedule.table.flags.writeable
+    assert not schedule.alpha_bar.flags.writeable
 
 
 def test_schedules_made_differently_are_not_equal():
@@ -211,6 +318,14 @@ def test_schedules_made_differently_are_not_equal():
     (lambda: Schedule.cosine(10.0), r"whole number of at least 1, got 10\.0"),
     (lambda: Schedule.cosine(s=-0.1), "must not be negative, got -0.1"),
     (lambda: Schedule.scaled_linear(end=1.2), r"in \(0, 1\), got 0.00085 and 1.2"),
+    (lambda: Schedule.sigmoid_beta(start=0), r"in \(0, 1\), got 0 and 0.02"),
+    (lambda: Schedule.sigmoid_alpha_bar(tau=0), "got -3, 3 and 0"),
+    (lambda: Schedule.karras(sigma_min=0), "0 < sigma_min < sigma_max"),
+    (lambda: Schedule.karras(1), "expected T > 1"),
+    (lambda: Schedule.flow(shift=0), "shift must be above 0, got 0"),
+    (lambda: Schedule.from_levels([1, 0.5], [0.1, 1]), "start at 1 and 0"),
+    (lambda: Schedule.from_levels([1, 0.5, 0.4], [0, 1, 0.8]), "rising strictly"),
+    (lambda: Schedule.flow().zero_terminal_snr(), "flow does not keep the variance"),
     (lambda: Schedule.linear().posterior(1.0, 1.0, 5, 5), "t = 5 and s = 5"),
     (lambda: Schedule.linear().posterior(1.0, 1.0, 0), r"\[0, 1000\], got -1"),
     (lambda: Schedule.linear().q_sample(np.ones((2, 3)), 1, np.ones(3)), r"\(2, 3\), got \(3,\)"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tinydiff.diffusion import Schedule, nodes
+from tinydiff.diffusion.spacing import karras, leading, linspace, quadratic, trailing
 
 SCHEDULE = Schedule.linear()
 
@@ -59,3 +60,57 @@ def test_given_timesteps_are_kept(timesteps):
 def test_times_that_cannot_be_walked_get_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         nodes(SCHEDULE, **arguments)
+
+
+# The spacings by name.
+
+@pytest.mark.parametrize("spacing", [trailing, linspace, leading, quadratic, karras])
+@pytest.mark.parametrize("T", [1, 2, 77, 1000])
+def test_every_number_of_steps_is_walked_or_refused_by_name(spacing, T):
+    schedule, refused = Schedule.cosine(T), []
+    for n in range(1, T + 1):
+        try:
+            times = spacing(schedule, n)
+        except ValueError as error:
+            refused.append((n, str(error).startswith(f"{spacing.__name__}: {n} ")))
+            continue
+        assert len(times) == n + 1
+        assert nodes(schedule, timesteps=times) == times              # they can be walked
+        assert times[-1] == 0
+    if T == 1000:
+        few = {leading: [*range(1, 4), *range(334, 376), *range(501, 750)],
+               quadratic: [*range(45, 1001)]}
+        assert refused == [(n, True) for n in few.get(spacing, [])]
+
+
+def test_spacings_are_the_papers_and_the_libraries():
+    schedule = Schedule.linear()
+    assert trailing(schedule, 7) == [1000, 857, 714, 571, 429, 286, 143, 0]
+    assert leading(schedule, 7) == [853, 711, 569, 427, 285, 143, 1, 0]
+    assert linspace(schedule, 5) == [1000, 750, 500, 251, 1, 0]
+    assert quadratic(schedule, 5) == [1000, 640, 360, 160, 40, 0]
+    assert linspace(schedule, 1) == karras(schedule, 1) == [1000, 0]
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.cosine(), Schedule.karras()])
+def test_karras_spacing_is_even_in_the_seventh_root_of_sigma(schedule):
+    root = np.array([schedule.sigma(t) for t in karras(schedule, 18)[:-1]]) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(root), np.diff(root).mean(), rtol=1e-6)
+    assert karras(schedule, 18)[0] == 1000
+    assert karras(schedule, 18)[-2:] == [1, 0]
+
+
+def test_karras_spacing_of_a_karras_schedule_is_its_own_nodes():
+    np.testing.assert_allclose(karras(Schedule.karras(18), 18), np.arange(18, -1, -1), atol=1e-9)
+
+
+@pytest.mark.parametrize("spacing", [trailing, linspace, leading, quadratic, karras])
+@pytest.mark.parametrize("n", [0, -1, 1001, 2.5])
+def test_step_counts_a_chain_does_not_have_are_refused(spacing, n):
+    with pytest.raises(ValueError, match=rf"from 1 to the schedule's T = 1000, got {n}"):
+        spacing(SCHEDULE, n)
+
+
+def test_karras_spacing_needs_a_finite_sigma():
+    with pytest.raises(ValueError, match="flow ends without signal"):
+        karras(Schedule.flow(), 10)

@@ -10,7 +10,7 @@ import numpy as np
 from tinydiff.backend import array_module
 from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, batch, uniform
 from tinydiff.diffusion.prediction import TARGETS
-from tinydiff.diffusion.schedule import across
+from tinydiff.diffusion.process import across
 
 
 class Draw(NamedTuple):

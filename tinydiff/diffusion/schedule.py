@@ -1,25 +1,28 @@
-"""How fast a picture drowns in noise: x_t = √ᾱ_t x0 + √(1−ᾱ_t) eps for t from 0 (clean) to T.
+"""How fast a picture drowns in noise: the named curves, from t = 0 (clean) to T.
 
 A schedule is three tables of T + 1 entries, indexed by t itself: beta, alpha = 1 − beta and
 alpha_bar, the cumulative product of alpha. Entry 0 is clean data (ᾱ_0 = 1), so there is neither
-a "previous" table nor a special last step.
+a "previous" table nor a special last step. What follows from them is in `process`.
 """
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
+from math import log
 from numbers import Integral
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.diffusion.process import Process
+from tinydiff.diffusion.spacing import karras_sigmas
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The tables of one noise schedule, and every formula that needs nothing else.
+class Schedule(Process):
+    """The tables of one noise schedule, made by a constructor below or at a file's door by `named`.
 
-    Made by `linear`, `cosine`, `scaled_linear`, `from_alpha_bar`, or at a file's door by `named`.
+    x_t = √ᾱ_t x0 + √(1−ᾱ_t) eps, which keeps the variance of data of variance 1; a schedule
+    `from_levels` (so `karras` and `flow`) has other levels, and the ᾱ of x_t scaled to that form.
     Two schedules are equal when they were made alike. The tables are read-only float64.
     """
 
@@ -43,7 +46,7 @@ class Schedule:
         if _whole(T) <= 20:
             raise ValueError(f"schedule linear: beta ends at 20/T, which must be below 1, but T is "
                              f"{T}; take T > 20")
-        return cls._from_beta("linear", T, np.linspace(0.1, 20, T) / T)
+        return cls._from_beta("linear", np.linspace(0.1, 20, T) / T)
 
     @classmethod
     def scaled_linear(cls, T=1000, start=0.00085, end=0.012):
@@ -51,11 +54,19 @@ class Schedule:
 
         ValueError unless 0 < start, end < 1.
         """
-        if not (0 < start < 1 and 0 < end < 1):
-            raise ValueError(f"schedule scaled_linear: start and end must lie in (0, 1), "
-                             f"got {start} and {end}")
+        _inside("scaled_linear", start=start, end=end)
         beta = np.linspace(start**0.5, end**0.5, _whole(T)) ** 2
-        return cls._from_beta("scaled_linear", T, beta, start=start, end=end)
+        return cls._from_beta("scaled_linear", beta, start=start, end=end)
+
+    @classmethod
+    def sigmoid_beta(cls, T=1000, start=1e-4, end=0.02):
+        """beta rises from start to end along a logistic curve from −6 to 6 (GeoDiff, its code).
+
+        ValueError unless 0 < start, end < 1.
+        """
+        _inside("sigmoid_beta", start=start, end=end)
+        beta = start + (end - start) * _logistic(np.linspace(-6, 6, _whole(T)))
+        return cls._from_beta("sigmoid_beta", beta, start=start, end=end)
 
     @classmethod
     def cosine(cls, T=1000, s=0.008):
@@ -67,14 +78,57 @@ class Schedule:
             raise ValueError(f"schedule cosine: the offset s must not be negative, got {s}")
         t = np.arange(_whole(T) + 1)
         f = np.cos((t / T + s) / (1 + s) * np.pi / 2) ** 2                 # iDDPM Eq. 17
-        return cls._from_beta("cosine", T, np.minimum(1 - f[1:] / f[:-1], 0.999), s=s)
+        return cls._from_beta("cosine", np.minimum(1 - f[1:] / f[:-1], 0.999), s=s)
 
     @classmethod
-    def from_alpha_bar(cls, alpha_bar, name="from_alpha_bar"):
-        """The schedule with a given table, alpha_bar (T + 1,), which falls strictly from 1.
+    def sigmoid_alpha_bar(cls, T=1000, start=-3, end=3, tau=1):
+        """ᾱ_t falls like a logistic curve from start to end, sharper for smaller tau; beta ≤ 0.999.
 
-        The last entry may be 0 (no signal left at T). ValueError for any other table.
+        Jabri, Fleet & Chen 2212.11972, with ᾱ scaled to fall from 1 to 0.
+        ValueError unless start < end and tau > 0.
         """
+        if not (start < end and tau > 0):
+            raise ValueError(f"schedule sigmoid_alpha_bar: expected start < end and tau > 0, "
+                             f"got {start}, {end} and {tau}")
+        f = _logistic((start + (end - start) * np.arange(_whole(T) + 1) / T) / tau)
+        falls = f[-1] - f                                                  # ∝ ᾱ
+        beta = np.minimum(1 - falls[1:] / falls[:-1], 0.999)
+        return cls._from_beta("sigmoid_alpha_bar", beta, start=start, end=end, tau=tau)
+
+    @classmethod
+    def karras(cls, T=1000, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+        """signal = 1, and sigma at t = T … 1 are the T nodes of EDM Eq. 5; at t = 0 it is 0.
+
+        ValueError unless T > 1, 0 < sigma_min < sigma_max and rho > 0.
+        """
+        if not (_whole(T) > 1 and 0 < sigma_min < sigma_max and rho > 0):
+            raise ValueError(f"schedule karras: expected T > 1, 0 < sigma_min < sigma_max and "
+                             f"rho > 0, got {T}, {sigma_min}, {sigma_max} and {rho}")
+        sigma = karras_sigmas(T, sigma_min, sigma_max, rho)[::-1]
+        return cls.from_levels(np.ones(T + 1), sigma, "karras", T=T, sigma_min=sigma_min,
+                               sigma_max=sigma_max, rho=rho)
+
+    @classmethod
+    def flow(cls, T=1000, shift=1.0):
+        """A straight line from x0 to eps: signal = 1 − τ, noise = τ = t/T (rectified flow).
+
+        Lipman et al. 2210.02747, Liu et al. 2209.03003. shift > 1 spends more of the way in noise:
+        τ becomes shift τ/(1 + (shift − 1) τ), Esser et al. 2403.03206 Eq. 23. ValueError if <= 0.
+        """
+        if not shift > 0:
+            raise ValueError(f"schedule flow: shift must be above 0, got {shift}")
+        tau = np.arange(_whole(T) + 1) / T
+        tau = shift * tau / (1 + (shift - 1) * tau)
+        return cls.from_levels(1 - tau, tau, "flow", T=T, shift=shift)
+
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar, name="from_alpha_bar", T=1000):
+        """The schedule with a given ᾱ: a table (T + 1,), or a function of t/T from 0 to 1.
+
+        It falls strictly from 1, perhaps to 0 (no signal left at T). ValueError for any other.
+        """
+        if callable(alpha_bar):
+            alpha_bar = [alpha_bar(t / T) for t in range(_whole(T) + 1)]
         alpha_bar = np.array(alpha_bar, dtype=np.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1 or alpha_bar[-1] < 0 \
                 or not (np.diff(alpha_bar) < 0).all():
@@ -86,9 +140,19 @@ class Schedule:
         return cls(name, len(alpha_bar) - 1, parameters, 1 - alpha, alpha, alpha_bar)
 
     @classmethod
-    def _from_beta(cls, name, T, beta, **parameters):
+    def _from_beta(cls, name, beta, **parameters):
         beta = np.concatenate([[0.0], beta])                               # beta_0: nothing yet
-        return cls(name, int(T), parameters, beta, 1 - beta, np.cumprod(1 - beta))
+        return cls(name, len(beta) - 1, parameters, beta, 1 - beta, np.cumprod(1 - beta))
+
+    @staticmethod
+    def from_levels(signal, noise, name="from_levels", **parameters):
+        """The schedule with given tables signal and noise (T + 1,), straight between their rows.
+
+        signal starts at 1 and noise at 0; noise/signal rises strictly, up to infinity where the
+        signal ends at 0. ValueError for any other tables.
+        """
+        from tinydiff.diffusion.levels import Levels  # a Schedule itself
+        return Levels.of(signal, noise, name, parameters)
 
     @classmethod
     def named(cls, name, T=1000, **parameters):
@@ -98,7 +162,11 @@ class Schedule:
         """
         if "alpha_bar" in parameters:
             return cls.from_alpha_bar(parameters["alpha_bar"], name)
-        known = {"linear": cls.linear, "scaled_linear": cls.scaled_linear, "cosine": cls.cosine}
+        if "signal" in parameters:
+            return cls.from_levels(parameters["signal"], parameters["noise"], name)
+        known = {make.__name__: make for make in (
+            cls.linear, cls.scaled_linear, cls.cosine, cls.sigmoid_beta, cls.sigmoid_alpha_bar,
+            cls.karras, cls.flow)}
         if name not in known:
             nearest = get_close_matches(str(name), known, n=1, cutoff=0) or ["linear"]
             raise ValueError(f"no schedule is called {name!r}, did you mean {nearest[0]!r}? "
@@ -117,92 +185,63 @@ class Schedule:
     def alpha_bar_at(self, t):
         """ᾱ at t in [0, T], int or float, scalar or array on the host.
 
-        The table's own value at whole t; between two rows log ᾱ is linear. A scalar gives a
-        Python float. ValueError outside [0, T].
+        The table's own value at whole t; between two rows log ᾱ is linear, or ᾱ itself if it ends
+        at 0. A scalar gives a Python float. ValueError outside [0, T].
         """
+        row, part = self._row(t)
+        below, above = self.alpha_bar[row], self.alpha_bar[np.minimum(row + 1, self.T)]
+        between = np.where(above > 0, below ** (1 - part) * above**part, below * (1 - part))
+        value = np.where(part == 0, below, between)
+        return value if value.ndim else float(value)
+
+    def levels(self, t):
+        """(√ᾱ_t, √(1 − ᾱ_t)): the weights of x0 and of eps in x_t."""
+        alpha_bar = self.alpha_bar_at(t)
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+
+    def time(self, sigma):
+        """The t in [0, T] with sigma(t) = sigma, a float.  ValueError if there is none."""
+        alpha_bar = 1 / (1 + sigma**2)
+        if not 0 <= sigma <= self.sigma(self.T) * (1 + 1e-9):
+            raise ValueError(f"sigma must lie in [0, {self.sigma(self.T):.6g}], got {sigma}")
+        row = min(int(np.searchsorted(-self.alpha_bar, -alpha_bar, side="right")) - 1, self.T - 1)
+        below, above = self.alpha_bar[row:row + 2].tolist()
+        part = log(alpha_bar / below) / log(above / below) if above > 0 else 1 - alpha_bar / below
+        return min(row + part, float(self.T))
+
+    def _row(self, t):
+        """The last row at or below t, and how far t is on the way to the next."""
         t = np.asarray(t, dtype=np.float64)
         if not ((t >= 0) & (t <= self.T)).all():
             raise ValueError(f"t must lie in [0, {self.T}], got {t}")
         row = t.astype(np.int64)
-        part = t - row                                                     # 0 at whole t
-        below, above = self.alpha_bar[row], self.alpha_bar[np.minimum(row + 1, self.T)]
-        value = np.where(part == 0, below, below ** (1 - part) * above**part)
-        return value if t.ndim else float(value)
+        return row, t - row                                                # 0 at whole t
 
-    def signal(self, t):
-        """√ᾱ_t, the weight of x0 in x_t."""
-        return self.alpha_bar_at(t) ** 0.5
+    def zero_terminal_snr(self):
+        """The same schedule bent to end without any signal: ᾱ_T = 0.  Lin et al. 2305.08891, Alg. 1
 
-    def noise(self, t):
-        """√(1 − ᾱ_t), the weight of eps in x_t."""
-        return (1 - self.alpha_bar_at(t)) ** 0.5
-
-    def sigma(self, t):
-        """√((1 − ᾱ_t)/ᾱ_t), the noise per unit of signal; infinite where no signal is left."""
-        return _divide(1 - self.alpha_bar_at(t), self.alpha_bar_at(t)) ** 0.5
-
-    def snr(self, t):
-        """ᾱ_t/(1 − ᾱ_t), the signal-to-noise ratio; infinite at t = 0."""
-        return _divide(self.alpha_bar_at(t), 1 - self.alpha_bar_at(t))
-
-    def q_sample(self, x0, t, eps):
-        """Noise clean data to time t in one step.  DDPM Eq. 4
-
-        x0 (N, …), eps as x0, t one number or (N,) -> x_t as x0, in its dtype.
-        ValueError if eps has another shape, or t another length.
+        √ᾱ is shifted so that its last entry is 0 and stretched so that its first stays.
         """
-        if eps.shape != x0.shape:
-            raise ValueError(f"q_sample: eps must have x0's shape {x0.shape}, got {eps.shape}")
-        return across(self.signal(t), x0) * x0 + across(self.noise(t), x0) * eps  # DDPM Eq. 4
+        root = self.alpha_bar**0.5                                         # entry 0 stays 1
+        root[1:] = (root[1:] - root[-1]) * root[1] / (root[1] - root[-1])
+        return Schedule.from_alpha_bar(root**2, f"{self.name}_zero_snr")
 
-    def posterior(self, x0, x_t, t, s=None):
-        """Mean and variance of q(x_s | x_t, x0), where s < t is t − 1 unless given.  DDPM Eq. 6, 7
+    def respaced(self, times):
+        """The chain that visits only `times`, whole or not, rising from 0: iDDPM Eq. 19.
 
-        x0 and x_t (N, …), t and s one number each or (N,) -> mean as x_t; the variance is
-        a Python float, or (N, 1, …) if t is an array. ValueError unless 0 <= s < t <= T.
+        Its t = k is this one's t = times[k].
         """
-        s = t - 1 if s is None else s
-        a_t, a_s = self._falling(t, s)
-        alpha = a_t / a_s                                                  # α_t if s = t − 1
-        c_0 = a_s**0.5 * (1 - alpha) / (1 - a_t)                           # DDPM Eq. 7
-        c_t = alpha**0.5 * (1 - a_s) / (1 - a_t)
-        mean = across(c_0, x_t) * x0 + across(c_t, x_t) * x_t
-        return mean, across(self.posterior_variance(t, s), x_t)
-
-    def posterior_variance(self, t, s):
-        """β̃ of the step from t to s < t: (1 − ᾱ_s)/(1 − ᾱ_t) · (1 − ᾱ_t/ᾱ_s).  DDPM Eq. 7"""
-        a_t, a_s = self._falling(t, s)
-        return (1 - a_s) * ((1 - a_t / a_s) / (1 - a_t))
-
-    def step_variance(self, t, s):
-        """β of the step from s < t to t: 1 − ᾱ_t/ᾱ_s, which is beta[t] if s = t − 1."""
-        a_t, a_s = self._falling(t, s)
-        return 1 - a_t / a_s
-
-    def _falling(self, t, s):
-        if not np.all(np.asarray(s) < t):
-            raise ValueError(f"a step must go from t down to s < t, got t = {t} and s = {s}")
-        return self.alpha_bar_at(t), self.alpha_bar_at(s)
+        return Schedule.from_alpha_bar(self.alpha_bar_at(times), f"{self.name}_respaced")
 
 
-def across(values, x):
-    """Schedule values ready to multiply x (N, …): the one place that casts and reshapes them.
-
-    One number becomes a Python float, which leaves x's dtype alone (a float64 scalar would not);
-    (N,) becomes (N, 1, …) in x's dtype, where x lives. ValueError for any other length.
-    """
-    if np.ndim(values) == 0:
-        return float(values)
-    if values.shape != x.shape[:1]:
-        raise ValueError(f"t must be one number or have one entry for each of the {len(x)} "
-                         f"images, got shape {values.shape}")
-    return array_module(x).asarray(values, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+def _logistic(x):
+    return 1 / (1 + np.exp(-x))
 
 
-def _divide(a, b):
-    with np.errstate(divide="ignore"):                                     # a/0 = inf is meant
-        ratio = np.divide(a, b)
-    return ratio if np.ndim(ratio) else float(ratio)
+def _inside(name, **ends):
+    if not all(0 < end < 1 for end in ends.values()):
+        raise ValueError(f"schedule {name}: start and end must lie in (0, 1), "
+                         f"got {ends['start']} and {ends['end']}")
 
 
 def _whole(T):
