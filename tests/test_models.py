@@ -30,8 +30,9 @@ class Checked:
         x_t = Tensor(rng.standard_normal((2, H, W, config.channels)), requires_grad=True)
         context = Tensor(rng.standard_normal((2, 3, config.context_width)), requires_grad=True)
         self.inputs = (x_t, self.t, context)
-        self.dy = rng.standard_normal(x_t.shape)
-        self.unet(*self.inputs).backward(self.dy)
+        y = self.unet(*self.inputs)
+        self.dy = rng.standard_normal(y.shape)
+        y.backward(self.dy)
         self.tensors = {**self.unet.parameters(), "x_t": x_t, "context": context}
         self.norm = np.sqrt(sum((p.grad**2).sum() for p in self.tensors.values()))
 
@@ -223,7 +224,7 @@ def test_a_label_that_does_not_exist_is_refused(rng):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (dict(predicts="noise"), "\"eps\", \"x0\" or \"v\", not 'noise'"),
+    (dict(predicts="noise"), "\"v\", \"velocity\" or \"edm\", not 'noise'"),
     (dict(base=12), "12 channels .* 8 groups and 1 heads"),
     (dict(base=8, heads=3), "8 channels .* 8 groups and 3 heads"),
 ])

@@ -20,6 +20,10 @@ NETWORKS = {                                   # configuration, height, width
                                              attend=(0, 2), heads=2, groups=4, classes=5), 7, 10),
     "patches":                   (replace(TINY, patch=2, blocks=2), 6, 10),
     "adaptive, wide embedding":  (replace(TINY, adaptive=True, emb=6), 5, 8),
+    "residual resampling":       (replace(TINY, resample_blocks=True, mults=(1, 2, 2)), 9, 6),
+    "ADM": (UNetConfig(channels=3, base=8, mults=(1, 2, 2), attend=(1, 2), groups=4, classes=5,
+                       head_width=4, adaptive=True, learned_variance=True, resample_blocks=True),
+            7, 8),
 }
 TOLERANCE = {"float64": 1e-10, "float32": 5e-5}   # of the largest number of the array, or of 0.1;
                                                   # Winograd costs float32 a digit
@@ -50,7 +54,7 @@ def test_a_unet_equals_its_torch_twin(network, dtype, rng):
     config, H, W = NETWORKS[network]
     unet = randomised(UNet(config, rng=rng), dtype, rng)
     p, t = twins(unet), np.array([1, 640, 1000])
-    x, dy = rng.standard_normal((2, 3, H, W, config.channels)).astype(dtype)
+    x = rng.standard_normal((3, H, W, config.channels)).astype(dtype)
     context = labels = None
     told = {}
     if config.context_width:
@@ -62,6 +66,7 @@ def test_a_unet_equals_its_torch_twin(network, dtype, rng):
     waves = torch.tensor(sinusoids(t, config.base).astype(dtype))
     x_torch = torch.tensor(x, requires_grad=True)
     theirs = torch_twin.unet(p, config, x_torch, waves, **told)
+    dy = rng.standard_normal(tuple(theirs.shape)).astype(dtype)
     theirs.backward(torch.tensor(dy))
     x = Tensor(x, requires_grad=True)
     context = None if context is None else Tensor(context, requires_grad=True)

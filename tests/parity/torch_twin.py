@@ -29,8 +29,8 @@ def attention(p, path, x, context, heads):
     return linear(p, f"{path}.out", y.transpose(1, 2).flatten(2))
 
 
-def res_block(p, path, x, emb, c):
-    h = conv(p, f"{path}.conv1", F.silu(group_norm(p, f"{path}.norm1", x, c.groups)))
+def res_block(p, path, x, emb, c, resize=lambda x: x):
+    h = conv(p, f"{path}.conv1", resize(F.silu(group_norm(p, f"{path}.norm1", x, c.groups))))
     shift = linear(p, f"{path}.shift", F.silu(emb))[:, :, None, None]
     if c.adaptive:
         scale = linear(p, f"{path}.scale", F.silu(emb))[:, :, None, None]
@@ -38,7 +38,7 @@ def res_block(p, path, x, emb, c):
     else:
         h = group_norm(p, f"{path}.norm2", h + shift, c.groups)
     h = conv(p, f"{path}.conv2", F.silu(h))
-    return h + (conv(p, f"{path}.skip", x) if f"{path}.skip.w" in p else x)
+    return h + (conv(p, f"{path}.skip", x) if f"{path}.skip.w" in p else resize(x))
 
 
 def attention_block(p, path, x, context, c):
@@ -49,10 +49,11 @@ def attention_block(p, path, x, context, c):
         return a.transpose(1, 2).unflatten(2, x.shape[2:])
 
     h = tokens(x, "norm1")
-    x = x + pixels(attention(p, f"{path}.self_attention", h, h, c.heads))
+    heads = x.shape[1] // c.head_width if c.head_width else c.heads
+    x = x + pixels(attention(p, f"{path}.self_attention", h, h, heads))
     if context is not None:
         h = tokens(x, "norm2")
-        x = x + pixels(attention(p, f"{path}.cross_attention", h, context, c.heads))
+        x = x + pixels(attention(p, f"{path}.cross_attention", h, context, heads))
     return x
 
 
@@ -62,8 +63,12 @@ def block(p, path, x, emb, context, c):
     return attention_block(p, f"{path}.attention", x, context, c) if attends else x
 
 
+def halved(h):
+    return F.avg_pool2d(h, 2, ceil_mode=True)             # at an odd edge, of the pixels there are
+
+
 def unet(p, c, x, waves, context=None, class_labels=None):
-    """x (N, H, W, C), waves (N, base): the sinusoids of t; c a UNetConfig -> (N, H, W, C)"""
+    """x (N, H, W, C), waves (N, base): the sinusoids of t; c a UNetConfig -> (N, H, W, C or 2C)"""
     emb = linear(p, "time.linear2", F.silu(linear(p, "time.linear1", waves)))
     if context is not None:
         emb = emb + linear(p, "pooled", context[:, 0])
@@ -77,7 +82,10 @@ def unet(p, c, x, waves, context=None, class_labels=None):
             h = block(p, f"down.{level}.blocks.{i}", h, emb, context, c)
             skips.append(h)
         if level < coarsest:
-            h = conv(p, f"down.{level}.resize.conv", h, stride=2)
+            if c.resample_blocks:
+                h = res_block(p, f"down.{level}.resize.res", h, emb, c, halved)
+            else:
+                h = conv(p, f"down.{level}.resize.conv", h, stride=2)
             skips.append(h)
     h = block(p, "middle1", h, emb, context, c)
     h = block(p, "middle2", h, emb, context, c)
@@ -86,8 +94,12 @@ def unet(p, c, x, waves, context=None, class_labels=None):
             h = torch.cat([h, skips.pop()], dim=1)
             h = block(p, f"up.{level}.blocks.{i}", h, emb, context, c)
         if level < coarsest:
-            H, W = skips[-1].shape[2:]
-            h = F.interpolate(h, scale_factor=2, mode="nearest")[:, :, :H, :W]
-            h = conv(p, f"up.{level}.resize.conv", h)
+            def doubled(h, size=skips[-1].shape[2:]):
+                return F.interpolate(h, scale_factor=2, mode="nearest")[:, :, :size[0], :size[1]]
+
+            if c.resample_blocks:
+                h = res_block(p, f"up.{level}.resize.res", h, emb, c, doubled)
+            else:
+                h = conv(p, f"up.{level}.resize.conv", doubled(h))
     h = conv(p, "conv_out", F.silu(group_norm(p, "norm_out", h, c.groups)))
     return F.pixel_shuffle(h, c.patch).permute(0, 2, 3, 1)

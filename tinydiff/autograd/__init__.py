@@ -31,6 +31,7 @@ from tinydiff.autograd.fused import norm_silu_conv2d
 from tinydiff.autograd.losses import cross_entropy, mse
 from tinydiff.autograd.norm import group_norm, layer_norm
 from tinydiff.autograd.product import attention, conv2d, linear, matmul
+from tinydiff.autograd.recompute import recomputed
 from tinydiff.autograd.reduce import logsumexp, max, mean, softmax, sum, var
 from tinydiff.autograd.shape import (
     broadcast,
@@ -50,8 +51,8 @@ __all__ = [
     "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh",
     "getitem", "gradcheck", "group_norm", "layer_norm", "linear", "log", "logsumexp", "matmul",
     "max", "maximum", "mean", "mse", "mul", "neg", "no_grad", "norm_silu_conv2d", "op", "pad",
-    "pow", "relu", "reshape", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack", "sub",
-    "sum", "tanh", "transpose", "upsample", "var",
+    "pow", "recomputed", "relu", "reshape", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack",
+    "sub", "sum", "tanh", "transpose", "upsample", "var",
 ]
 
 Tensor.__add__      = Tensor.__radd__ = add

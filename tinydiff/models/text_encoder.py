@@ -29,8 +29,8 @@ class TransformerBlock(Module):
         self.linear2 = Linear(4 * width, width, rng=rng)
 
     def __call__(self, x, mask):                          # x (N, L, width), mask (N, 1, 1, L)
-        x = x + self.attention(self.norm1(x), mask=mask)
-        return x + self.linear2(gelu(self.linear1(self.norm2(x))))
+        x = x + self.attention(self.norm1(x), mask=mask)              # LDM Eq. 19, 20
+        return x + self.linear2(gelu(self.linear1(self.norm2(x))))    # LDM Eq. 21, 22
 
 
 class TextEncoder(Module):
@@ -52,7 +52,8 @@ class TextEncoder(Module):
             raise ValueError(f"TextEncoder: expected ids (N, at most {self.config.length}), "
                              f"got {ids.shape}")
         real = ids != PAD                                             # (N, L)
+        # LDM Eq. 18
         x = self.token(ids) + self.position.table[:ids.shape[1]]      # (N, L, width)
         for block in self.blocks:
             x = block(x, real[:, None, None, :])
-        return self.norm(x) * real[:, :, None].astype(x.dtype)
+        return self.norm(x) * real[:, :, None].astype(x.dtype)        # LDM Eq. 23

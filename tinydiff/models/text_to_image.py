@@ -16,8 +16,8 @@ class TextToImage(Module):
         self.text_encoder = TextEncoder(text_config, rng=rng)
         self.unet = UNet(unet_config, rng=rng)
 
-    def __call__(self, x_t, t, ids):                      # x_t (N, H, W, C), t (N,), ids (N, L)
-        return self.unet(x_t, t, self.text_encoder(ids))
+    def __call__(self, x_t, t, ids, *, rng=None):         # x_t (N, H, W, C), t (N,), ids (N, L)
+        return self.unet(x_t, t, self.text_encoder(ids), rng=rng)
 
     def config(self):
         """All that `from_config` needs to build the same model again, as plain dicts and lists."""

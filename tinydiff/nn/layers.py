@@ -3,12 +3,14 @@
 import numpy as np
 
 from tinydiff.autograd import (
+    concat,
     conv2d,
     embedding,
     group_norm,
     layer_norm,
     linear,
     norm_silu_conv2d,
+    silu,
 )
 from tinydiff.nn import init
 from tinydiff.nn.module import Module, parameter
@@ -39,15 +41,21 @@ class Conv2d(Module):
     def __call__(self, x):
         return conv2d(x, self.w, self.b, stride=self.stride, padding=self.w.shape[0] // 2)
 
-    def behind(self, norm, x, *, skip=None, late=None, add=None, adapt=None):
+    def behind(self, norm, x, *, skip=None, late=None, add=None, adapt=None, between=None):
         """conv(silu(norm(x ‖ skip))) + late + add, for a GroupNorm in front
 
         skip joins x's channels; late (N, c_out) is added to every pixel, add to each its own;
-        adapt is (scale, shift) in place of the norm's, (N, c_in) each.
+        adapt is (scale, shift) in place of the norm's, (N, c_in) each. A function `between` takes
+        silu's result and gives the convolution another, at the price of several passes.
         """
         scale, shift = adapt or (norm.scale, norm.shift)
-        return norm_silu_conv2d(x, scale, shift, self.w, self.b, skip, late, add,
-                                groups=norm.groups, eps=norm.eps)
+        options = dict(groups=norm.groups, eps=norm.eps)
+        if between is None:
+            return norm_silu_conv2d(x, scale, shift, self.w, self.b, skip, late, add, **options)
+        h = x if skip is None else concat(x, skip)
+        h = self(between(silu(group_norm(h, scale, shift, **options))))
+        h = h if late is None else h + late[:, None, None]
+        return h if add is None else h + add
 
 
 class GroupNorm(Module):

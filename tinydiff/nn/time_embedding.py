@@ -11,7 +11,7 @@ from tinydiff.nn.module import Module
 def sinusoids(t, width, *, longest=10_000):
     """t (N,) -> (N, width): sines, then cosines, of t · longest^(−i / (width/2)).
 
-    Each row depends on its own t alone. Transformer §3.5, as DDPM uses it.
+    Each row depends on its own t alone. Transformer §3.5, DDPM §B.
     """
     xp = array_module(t)
     half = width // 2
