@@ -89,15 +89,22 @@ def test_spacings_are_the_papers_and_the_libraries():
     assert leading(schedule, 7) == [853, 711, 569, 427, 285, 143, 1, 0]
     assert linspace(schedule, 5) == [1000, 750, 500, 251, 1, 0]
     assert quadratic(schedule, 5) == [1000, 640, 360, 160, 40, 0]
-    assert linspace(schedule, 1) == karras(schedule, 1) == [1000, 0]
+    assert linspace(schedule, 1) == [1000, 0]
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.cosine(), Schedule.karras()])
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.cosine(), Schedule.scaled_linear(),
+                                      Schedule.karras(), Schedule.flow()])
 def test_karras_spacing_is_even_in_the_seventh_root_of_sigma(schedule):
-    root = np.array([schedule.sigma(t) for t in karras(schedule, 18)[:-1]]) ** (1 / 7)
+    times = karras(schedule, 18)
+    root = np.array([schedule.sigma(t) for t in times[:-1]]) ** (1 / 7)
     np.testing.assert_allclose(np.diff(root), np.diff(root).mean(), rtol=1e-6)
-    assert karras(schedule, 18)[0] == 1000
-    assert karras(schedule, 18)[-2:] == [1, 0]
+    assert schedule.sigma(times[0]) == pytest.approx(min(80, schedule.sigma(1000)))
+    assert times[-2:] == [1, 0]
+
+
+def test_karras_spacing_starts_at_T_itself_where_it_can():
+    assert karras(Schedule.scaled_linear(), 5)[0] == karras(Schedule.karras(), 5)[0] == 1000
+    assert karras(Schedule.scaled_linear(), 1) == [1000, 0]
 
 
 def test_karras_spacing_of_a_karras_schedule_is_its_own_nodes():
@@ -109,8 +116,3 @@ def test_karras_spacing_of_a_karras_schedule_is_its_own_nodes():
 def test_step_counts_a_chain_does_not_have_are_refused(spacing, n):
     with pytest.raises(ValueError, match=rf"from 1 to the schedule's T = 1000, got {n}"):
         spacing(SCHEDULE, n)
-
-
-def test_karras_spacing_needs_a_finite_sigma():
-    with pytest.raises(ValueError, match="flow ends without signal"):
-        karras(Schedule.flow(), 10)

@@ -25,6 +25,7 @@ def from_eps(x_t, eps, signal, noise):
     if np.ndim(signal) == 0 and signal == 0:
         raise ValueError("eps says nothing about x0 where no signal is left (zero terminal SNR): "
                          "use a network that predicts v or x0, or start at a smaller t")
+    # DDIM Eq. 9, CFG §2
     return Prediction((x_t - noise * eps) / signal, eps)                   # DDPM Eq. 15
 
 

@@ -55,6 +55,7 @@ class Process:
         if eps.shape != x0.shape:
             raise ValueError(f"q_sample: eps must have x0's shape {x0.shape}, got {eps.shape}")
         signal, noise = self.levels(t)
+        # DDIM Eq. 4, §2, iDDPM Eq. 8, 9, ADM Eq. 16, 17, LDM Eq. 4, CFG Eq. 1
         return across(signal, x0) * x0 + across(noise, x0) * eps           # DDPM Eq. 4
 
     def posterior(self, x0, x_t, t, s=None):
@@ -66,12 +67,14 @@ class Process:
         s = t - 1 if s is None else s
         (_, b_t), (a_s, b_s), rest = self._step(t, s)
         fresh = 1 - rest**2
+        # iDDPM Eq. 11, 12, ADM Eq. 18, 20, LDM Eq. 12, CFG Eq. 3
         mean = across(a_s * fresh, x_t) * x0 + across(rest * b_s / b_t, x_t) * x_t    # DDPM Eq. 7
         return mean, across(b_s**2 * fresh, x_t)
 
     def posterior_variance(self, t, s):
         """β̃ of the step from t to s < t: noise_s² (1 − snr_t/snr_s).  DDPM Eq. 7, CFG Eq. 3"""
         _, (_, b_s), rest = self._step(t, s)
+        # iDDPM Eq. 10, ADM Eq. 19, LDM Eq. 11
         return b_s**2 * (1 - rest**2)
 
     def step_variance(self, t, s):
@@ -80,10 +83,11 @@ class Process:
         It is noise_t² (1 − snr_t/snr_s): beta[t] if s = t − 1 and the variance is kept.
         """
         (_, b_t), _, rest = self._step(t, s)
+        # DDPM Eq. 2, DDIM Eq. 3, iDDPM Eq. 2, ADM Eq. 15
         return b_t**2 * (1 - rest**2)
 
     def _step(self, t, s):
-        """The levels at t and at s < t, and √(snr_t/snr_s): the share of the signal that is left."""
+        """The levels at t and at s < t, and √(snr_t/snr_s), which is 0 for s = 0."""
         if not np.all(np.asarray(s) < t):
             raise ValueError(f"a step must go from t down to s < t, got t = {t} and s = {s}")
         (a_t, b_t), (a_s, b_s) = self.levels(t), self.levels(s)

@@ -104,7 +104,7 @@ class Schedule(Process):
         if not (_whole(T) > 1 and 0 < sigma_min < sigma_max and rho > 0):
             raise ValueError(f"schedule karras: expected T > 1, 0 < sigma_min < sigma_max and "
                              f"rho > 0, got {T}, {sigma_min}, {sigma_max} and {rho}")
-        sigma = karras_sigmas(T, sigma_min, sigma_max, rho)[::-1]
+        sigma = karras_sigmas(T, sigma_min, sigma_max, rho)[::-1]          # EDM Table 1
         return cls.from_levels(np.ones(T + 1), sigma, "karras", T=T, sigma_min=sigma_min,
                                sigma_max=sigma_max, rho=rho)
 

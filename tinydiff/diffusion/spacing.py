@@ -72,19 +72,16 @@ def quadratic(schedule, n):
     return times
 
 
-def karras(schedule, n, rho=7.0):
-    """n noise levels evenly spaced in σ^(1/ρ) from sigma(T) to sigma(1); then 0.  EDM Eq. 5
+def karras(schedule, n, rho=7.0, sigma_max=80.0):
+    """n noise levels evenly spaced in σ^(1/ρ), from sigma_max or sigma(T) to sigma(1); then 0.
 
-    The times are floats. ValueError where sigma(T) is infinite.
+    Samplers that walk in σ need it: where sigma(T) is far above 80, as in `Schedule.cosine`, their
+    first step would be too long. The times are floats, T where it starts there.  EDM Eq. 5
     """
-    T, sigma_max = schedule.T, schedule.sigma(schedule.T)
-    if _steps(schedule, n) == 1:
-        return [T, 0]
-    if sigma_max == np.inf:
-        raise ValueError(f"karras: schedule {schedule.name} ends without signal, at an infinite "
-                         "sigma, which cannot be spaced; take trailing")
-    inner = karras_sigmas(n, schedule.sigma(1), sigma_max, rho)[1:-2].tolist()
-    return [T, *map(schedule.time, inner), 1, 0]
+    top = min(sigma_max, schedule.sigma(schedule.T))
+    sigmas = karras_sigmas(_steps(schedule, n), schedule.sigma(1), top, rho)
+    start, *inner = (schedule.time(sigma) for sigma in sigmas[:max(1, n - 1)].tolist())
+    return [start if top == sigma_max else schedule.T, *inner, *([1] if n > 1 else []), 0]
 
 
 def karras_sigmas(n, sigma_min, sigma_max, rho=7.0):

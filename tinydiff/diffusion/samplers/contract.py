@@ -1,4 +1,4 @@
-"""What every sampler does alike: ask the predictor, draw noise, and be run to its end.
+"""What every sampler does alike: refuse bad options, ask the predictor, draw noise, run to the end.
 
 A sampler is a generator `sampler(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0,
 noise=None, **own)`. It walks the nodes of `spacing.nodes` from the first to the last and yields
@@ -6,11 +6,42 @@ x_t at each but the first. Noise comes from the address (seed, row in the batch,
 `noise`, an iterable of arrays, one for each draw. float32 in, float32 out.
 """
 
+from functools import wraps
+from inspect import signature
+
 import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.diffusion.noise import SAMPLER, X_T, batch
 from tinydiff.diffusion.prediction import Prediction
+from tinydiff.diffusion.spacing import nodes
+
+FRESH_NOISE = {"eta": "ddim and dpmpp_2m_sde take it", "variance": "ddpm takes it",
+               "churn": "edm takes it"}
+
+
+def sampler(generator):
+    """Let a sampler refuse bad options when it is called, not when it takes its first step.
+
+    ValueError for an option it does not take, for nodes that cannot be walked, and unless x_T
+    holds floats.
+    """
+    takes = list(signature(generator).parameters)[3:]
+    is_ode = "noise_source" not in generator.__code__.co_names             # it never draws
+
+    @wraps(generator)
+    def call(predict, x_T, schedule, **options):
+        for option in sorted(options.keys() - takes):
+            why = "it solves an ODE and draws no noise" if is_ode and option in FRESH_NOISE else \
+                f"its options are {', '.join(takes)}"
+            who = f"; {FRESH_NOISE[option]}" if option in FRESH_NOISE else ""
+            raise ValueError(f"{generator.__name__} takes no {option}: {why}{who}")
+        nodes(schedule, options.get("steps"), options.get("timesteps"))
+        if x_T.dtype.kind != "f":
+            raise ValueError(f"x_T must hold floats, got {x_T.dtype}; draw it standard normal")
+        return generator(predict, x_T, schedule, **options)
+
+    return call
 
 
 def sample(sampler, predict, shape, schedule, *, seed=0, **options):
@@ -18,15 +49,13 @@ def sample(sampler, predict, shape, schedule, *, seed=0, **options):
 
     The options are the sampler's: steps or timesteps, noise, and its own.
     """
-    x_T = batch(seed, range(shape[0]), 0, shape[1:], np.float32, purpose=X_T)
+    x_T = schedule.prior_std * batch(seed, range(shape[0]), 0, shape[1:], np.float32, purpose=X_T)
     *_, x0 = sampler(predict, x_T, schedule, seed=seed, **options)
     return x0
 
 
 def ask(predict, x_t, t):
     """The Prediction at (x_t, t) in x_t's dtype; ValueError unless x0 and eps have its shape."""
-    if x_t.dtype.kind != "f":
-        raise ValueError(f"x_T must hold floats, got {x_t.dtype}; draw it from a standard normal")
     p = predict(x_t, t)
     if p.x0.shape != x_t.shape or p.eps.shape != x_t.shape:
         raise ValueError(f"the predictor must return x0 and eps in the shape of x_t, {x_t.shape}, "
@@ -60,3 +89,13 @@ def noise_source(noise, seed, x_T):
         return xp.asarray(z, dtype=x_T.dtype)
 
     return draw
+
+
+def nodes_with_signal(schedule, steps, timesteps):
+    """`nodes`, for samplers that divide by signal; ValueError where they start without any."""
+    times = nodes(schedule, steps, timesteps)
+    if schedule.signal(times[0]) == 0:
+        raise ValueError(f"this sampler divides by signal, and schedule {schedule.name} has none "
+                         f"at t = {times[0]}; take ddim or flow_euler, or timesteps that start "
+                         f"lower")
+    return times
