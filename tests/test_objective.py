@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 
+from tinydiff.autograd import Tensor
 from tinydiff.diffusion import Schedule, min_snr
 from tinydiff.diffusion.noise import TRAIN_EPS, batch
-from tinydiff.diffusion.objective import draw
+from tinydiff.diffusion.objective import (
+    SecondMoments,
+    draw,
+    error_ratio,
+    learned_log_variance,
+    log_variance_range,
+    p2,
+    vlb_weight,
+)
+from tinydiff.diffusion.prediction import PREDICTS
 
 SCHEDULE = Schedule.cosine()
 
@@ -72,5 +82,133 @@ def test_the_weight_is_what_the_weigh_function_says():
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ValueError, match="one of eps, x0, v, got 'noise'"):
+    with pytest.raises(ValueError, match="one of eps, x0, v, velocity, edm, got 'noise'"):
         draw(SCHEDULE, np.zeros((1, 2)), "noise", seed=0, step=0)
+
+
+def test_p2_weighs_the_eps_error_by_one_over_k_plus_snr():
+    snr = SCHEDULE.snr(np.array([3, 200, 495, 990]))
+    np.testing.assert_allclose(p2(snr, "eps", k=2.0, gamma=0.5), (2 + snr) ** -0.5, rtol=1e-12)
+    np.testing.assert_allclose(p2(snr, "x0"), snr / (1 + snr), rtol=1e-12)
+    np.testing.assert_allclose(p2(snr, "v"), snr / (1 + snr) ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Schedule.karras(), Schedule.flow()],
+                         ids=lambda s: s.name)
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_an_error_in_a_dialect_becomes_an_error_in_x0_by_the_ratio(schedule, predicts, rng):
+    x_t, said, error = rng.standard_normal((3, 5))
+    levels = schedule.levels(321)
+    right, wrong = (PREDICTS[predicts](x_t, a, *levels).x0 for a in (said, said + error))
+    np.testing.assert_allclose(error_ratio(predicts, *levels) * (wrong - right) ** 2, error**2,
+                               rtol=1e-8)
+
+
+@pytest.mark.parametrize(("t", "large", "small"), [
+    (2, 0.27269208, 0.59967151), (10, 0.073717016, 0.08643656), (100, 0.010081264, 0.010266953),
+    (500, 0.0055034319, 0.0055081965), (1000, 0.010204493, 0.010204502)])
+def test_the_bound_weights_have_their_golden_values(t, large, small):
+    schedule = Schedule.linear()
+    for variance, golden in ((schedule.step_variance, large), (schedule.posterior_variance, small)):
+        weight = vlb_weight(schedule, t, t - 1, "eps", variance(t, t - 1))
+        assert weight == pytest.approx(golden, rel=1e-7)         # DDPM Eq. 12
+
+
+def test_the_bound_weight_of_a_batch_is_that_of_its_rows():
+    schedule, t = Schedule.linear(), np.array([2, 500])
+    weight = vlb_weight(schedule, t, t - 1, "eps", schedule.step_variance(t, t - 1))
+    np.testing.assert_allclose(weight, [0.27269208, 0.0055034319], rtol=1e-7)
+
+
+def test_a_learned_variance_lies_between_beta_tilde_and_beta():
+    schedule = Schedule.linear()
+    beta, beta_tilde = schedule.step_variance(300, 280), schedule.posterior_variance(300, 280)
+    at = [np.exp(learned_log_variance(schedule, np.full(1, v), 300, 280))[0] for v in (-1, 1, 0)]
+    np.testing.assert_allclose(at, [beta_tilde, beta, (beta * beta_tilde) ** 0.5], rtol=1e-12)
+
+
+def test_the_last_step_borrows_the_posterior_variance_of_the_step_above():
+    schedule = Schedule.linear()
+    low, high = log_variance_range(schedule, np.array([1, 2, 600]), np.array([0, 1, 0]))
+    np.testing.assert_allclose(np.exp(low), [5.453187661e-5, 5.453187661e-5,
+                                             schedule.posterior_variance(1000, 600)], rtol=1e-9)
+    np.testing.assert_allclose(np.exp(high[0]), 1e-4, rtol=1e-9)
+    assert log_variance_range(schedule, 1, 0) == (low[0], high[0])
+    assert log_variance_range(schedule, 1000, 0)[0] < log_variance_range(schedule, 1000, 0)[1]
+
+
+def test_the_learned_variance_is_linear_in_v_for_arrays_and_tensors_alike(rng):
+    v, t = rng.uniform(-1, 1, (3, 2, 2)).astype(np.float32), np.array([1, 70, 300])
+    plain = learned_log_variance(SCHEDULE, v, t, t - 1)
+    assert plain.dtype == np.float32
+    tensor = Tensor(v, requires_grad=True)
+    lifted = learned_log_variance(SCHEDULE, tensor, t, t - 1)
+    assert (lifted.data == plain).all()
+    lifted.backward(np.ones_like(v))
+    low, high = log_variance_range(SCHEDULE, t, t - 1)
+    np.testing.assert_allclose(tensor.grad[:, 0, 0], (high - low) / 2, rtol=1e-3)
+
+
+def full(losses, keep=10):
+    """A SecondMoments whose t = 1, 2 … have always had these losses."""
+    moments = SecondMoments(len(losses), keep)
+    for _ in range(keep):
+        moments.update(np.arange(len(losses)) + 1, losses)
+    return moments
+
+
+def test_importance_sampling_makes_every_term_weigh_the_same():
+    losses = np.array([4, 1, 0.5, 0.25])
+    p = full(losses).probabilities()
+    pure = (p - 0.001 / 4) / 0.999
+    np.testing.assert_allclose(losses / pure, 5.75, rtol=1e-12)  # iDDPM Eq. 18
+
+
+def test_importance_sampling_is_uniform_until_every_t_has_been_seen_often_enough():
+    moments = SecondMoments(3, keep=2)
+    moments.update([1, 2, 3, 1, 2], [9.0, 1, 1, 9, 1])
+    assert (moments.probabilities() == 1 / 3).all()
+    moments.update([3], [1.0])
+    np.testing.assert_allclose(moments.probabilities(),
+                               0.999 * np.array([9, 1, 1]) / 11 + 0.001 / 3)
+
+
+def test_importance_sampling_forgets_all_but_the_last_losses():
+    moments = full([5.0, 5.0], keep=3)
+    moments.update([1, 1, 1, 2], [1.0, 2.0, 2.0, 5.0])
+    root = np.array([3**0.5, 5])                                 # √((1 + 4 + 4)/3), √25
+    np.testing.assert_allclose(moments.probabilities(), 0.999 * root / root.sum() + 0.0005)
+
+
+def test_importance_weights_keep_the_loss_unbiased():
+    losses = np.array([4, 1, 0.5, 0.25])
+    moments, u = full(losses), (np.arange(200_000) + 0.5) / 200_000
+    t, weight = moments.draw(u)
+    np.testing.assert_allclose(np.bincount(t, minlength=5)[1:] / len(u), moments.probabilities(),
+                               atol=1e-5)
+    assert (weight * losses[t - 1]).mean() == pytest.approx(losses.mean(), rel=1e-4)
+    assert moments.draw(np.array([0.0, 1 - 2.0**-53]))[0].tolist() == [1, 4]
+
+
+def test_importance_sampling_goes_on_exactly_from_its_state(rng):
+    moments, u = full(rng.uniform(0, 1, 6), keep=4), rng.uniform(size=9)
+    resumed = SecondMoments(6, keep=4)
+    resumed.state = {name: array.copy() for name, array in moments.state.items()}
+    for each in (moments, resumed):
+        each.update([2, 2, 5], [3.0, 4.0, 5.0])
+    assert all((a == b).all() for a, b in zip(moments.draw(u), resumed.draw(u)))
+
+
+def test_a_drawn_batch_takes_its_times_and_their_weights_from_times():
+    seen = []
+
+    def times(u):
+        seen.append(u)
+        return np.where(u < 0.5, 7, 9), np.where(u < 0.5, 2.0, 3.0)
+
+    d = draw(SCHEDULE, np.zeros((20, 2)), "x0", seed=0, step=0, times=times,
+             weigh=lambda snr, predicts: 10 * snr)
+    u, plain = seen[0], draw(SCHEDULE, np.zeros((20, 2)), "x0", seed=0, step=0)
+    assert (1 + (SCHEDULE.T * u).astype(int) == plain.t).all()
+    assert (d.t == np.where(u < 0.5, 7, 9)).all()
+    np.testing.assert_allclose(d.weight, np.where(u < 0.5, 20.0, 30.0) * SCHEDULE.snr(d.t))

@@ -1,25 +1,93 @@
-"""Predictors made from predictors: each function takes some and returns one more."""
+"""Predictors made from predictors: each function takes some and returns one more.
 
-from tinydiff.diffusion.prediction import Prediction, from_x0
+A guided predictor is again a predictor, so guidance, samplers and networks combine freely.
+"""
+
+from tinydiff.diffusion.prediction import PREDICTS, TARGETS, Prediction, from_x0
 
 
 def guided(cond, uncond, w):
-    """Classifier-free guidance: away from `uncond`, past `cond`.  CFG Eq. 6
+    """Classifier-free guidance: away from `uncond`, past `cond`.  CFG Eq. 6, Alg. 2, §3.2
 
     w = 1 is `cond` itself (`uncond` is never called), w = 0 is `uncond`; the paper's w is ours − 1.
-    The log-variance is `cond`'s.
+    A negative prompt is the `uncond` to be led away from. The log-variance is `cond`'s.
     """
-    w = float(w)                                                 # a float64 scalar would widen x
-    if w == 1:
-        return cond
+    return cond if w == 1 else composed(uncond, [cond], [w])
+
+
+def composed(uncond, conds, weights):
+    """Several conditions at once: eps_u + Σ w_i (eps_i − eps_u).  Liu et al. 2206.01714
+
+    A negative weight leads away from its condition. The log-variance is the first condition's.
+    ValueError unless there is one weight for each of at least one condition.
+    """
+    weights = [float(w) for w in weights]                        # a float64 scalar would widen x
+    if not weights or len(weights) != len(conds):
+        raise ValueError(f"composed: expected one weight for each condition, got {len(weights)} "
+                         f"weights and {len(conds)} conditions")
 
     def predict(x_t, t):
-        c, u = cond(x_t, t), uncond(x_t, t)
-        return Prediction(x0=u.x0 + w * (c.x0 - u.x0),
-                          eps=u.eps + w * (c.eps - u.eps),       # CFG Eq. 6
-                          log_variance=c.log_variance)
+        cs, u = [cond(x_t, t) for cond in conds], uncond(x_t, t)
+        return Prediction(x0=u.x0 + sum(w * (c.x0 - u.x0) for w, c in zip(weights, cs)),
+                          eps=u.eps + sum(w * (c.eps - u.eps) for w, c in zip(weights, cs)),
+                          log_variance=cs[0].log_variance)       # CFG Eq. 6 for one condition
 
     return predict
+
+
+def guided_rescaled(cond, uncond, w, schedule, *, rescale=0.7, predicts="eps"):
+    """Classifier-free guidance that does not overexpose.  Lin et al. 2305.08891, §3.4
+
+    The share `rescale` of what the network names, `predicts`, is brought back to the standard
+    deviation that it has in `cond`, picture by picture; 0 is `guided`.
+    """
+
+    def predict(x_t, t):
+        levels = schedule.levels(t)
+        c = cond(x_t, t)
+        p = guided(lambda *_: c, uncond, w)(x_t, t)
+        said, past = (TARGETS[predicts](q.x0, q.eps, *levels) for q in (c, p))
+        ratio = spread(said) / spread(past).clip(1e-30)          # a flat picture stays flat
+        p = PREDICTS[predicts](x_t, past * (rescale * ratio + (1 - rescale)), *levels)
+        return p._replace(log_variance=c.log_variance)
+
+    return predict
+
+
+def spread(x):
+    """The standard deviation of each picture, from its own mean: x (N, …) -> (N, 1, …)."""
+    return x.std(axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def within(inside, outside, low, high):
+    """`inside` while low < t <= high, else `outside`: guidance where it helps, free elsewhere.
+
+    schedule.time(sigma) turns noise levels into times.  Kynkäänniemi et al. 2404.07724
+    ValueError unless low < high.
+    """
+    if not low < high:
+        raise ValueError(f"within: expected low < high, got low = {low} and high = {high}")
+    return lambda x_t, t: (inside if low < t <= high else outside)(x_t, t)
+
+
+def classifier_guided(predict, grad_log_prob, y, schedule, *, scale=1.0):
+    """Towards what a classifier takes for y, for ODE solvers and DDIM.  ADM Alg. 2, Eq. 11–14
+
+    grad_log_prob(x_t, t, y) -> ∇ log p(y | x_t) as x_t. x0 follows eps: both keep adding up to
+    x_t. Where no signal is left there is nothing to classify, and the prediction stays.
+    """
+    scale = float(scale)
+
+    def predict_guided(x_t, t):
+        p, (signal, noise) = predict(x_t, t), schedule.levels(t)
+        if signal == 0:
+            return p
+        # CFG §3.1
+        push = scale * noise * grad_log_prob(x_t, t, y)          # score = −eps/noise: ADM Eq. 11
+        return p._replace(eps=p.eps - push,                      # ADM Eq. 14; LDM Eq. 16 prints +
+                          x0=p.x0 + noise / signal * push)
+
+    return predict_guided
 
 
 def clipped(predict, schedule, low=-1.0, high=1.0):
@@ -27,7 +95,7 @@ def clipped(predict, schedule, low=-1.0, high=1.0):
 
     def predict_inside(x_t, t):
         p = predict(x_t, t)
-        inside = from_x0(x_t, p.x0.clip(low, high), schedule.signal(t), schedule.noise(t))
+        inside = from_x0(x_t, p.x0.clip(low, high), *schedule.levels(t))
         return inside._replace(log_variance=p.log_variance)
 
     return predict_inside

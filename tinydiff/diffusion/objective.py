@@ -23,21 +23,106 @@ class Draw(NamedTuple):
     weight: Any                                                  # (N,) as x0
 
 
+def error_ratio(predicts, signal, noise):
+    """How many times larger ‖error‖² is in the network's dialect than in x0.  LDM Eq. 15
+
+    Given x_t, an error e in x0 is one of −e·signal/noise in eps; every target is linear in the two.
+    """
+    return TARGETS[predicts](1.0, -signal / noise, signal, noise) ** 2
+
+
 def unweighted(snr, predicts):
-    """Every t counts the same: L_simple of whatever the network predicts."""
+    """Every t counts the same: L_simple of whatever the network predicts.  EDM Table 1"""
     return np.ones_like(snr)
 
 
 def min_snr(snr, predicts, gamma=5.0):
     """Min-SNR-γ: the x0 loss weighted by min(snr, γ), said in the network's dialect."""
-    x0_weight = np.minimum(snr, gamma)
-    return x0_weight / {"eps": snr, "x0": 1, "v": snr + 1}[predicts]
+    return np.minimum(snr, gamma) / _ratio(snr, predicts)
 
 
-def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted):
+def p2(snr, predicts, k=1.0, gamma=1.0):
+    """P2: the eps loss weighted by 1/(k + snr)^γ, said in the network's dialect.
+
+    Choi et al. 2204.00227 §3
+    """
+    return snr / (k + snr) ** gamma / _ratio(snr, predicts)
+
+
+def vlb_weight(schedule, t, s, predicts, variance):
+    """What ‖error‖² counts in the bound, in nats, at the step from t to s.  DDPM Eq. 12, LDM Eq. 13
+
+    variance: σ_t² of the model's step, above 0; at β̃ the x0 loss weighs ½(SNR(s) − SNR(t)).
+    """
+    signal, noise = schedule.levels(t)
+    c_0 = schedule.signal(s) * schedule.step_variance(t, s) / noise**2   # of x0 in μ̃, LDM Eq. 12
+    return c_0**2 / (2 * variance) / error_ratio(predicts, signal, noise)        # DDPM Eq. 8, 12
+
+
+def _ratio(snr, predicts):
+    """`error_ratio` where the variance is kept; only v's would differ elsewhere."""
+    return error_ratio(predicts, (snr / (1 + snr)) ** 0.5, (1 + snr) ** -0.5)
+
+
+def log_variance_range(schedule, t, s):
+    """log β̃ and log β of the step from t to s, between which a network learns -> (low, high)
+
+    β̃ is 0 where s = 0; there it is that of the step above, from min(2t, T) to t (of its lower half
+    where t = T), as in the code of iDDPM.
+    """
+    last, above = np.equal(s, 0), np.minimum(2 * np.asarray(t), schedule.T)
+    start = np.where(last, above, t)
+    end = np.where(last, np.where(above > t, t, above / 2), s)
+    return np.log(schedule.posterior_variance(start, end)), np.log(schedule.step_variance(t, s))
+
+
+def learned_log_variance(schedule, v, t, s):
+    """log σ² = f log β + (1 − f) log β̃, f = (v + 1)/2.  iDDPM Eq. 15, ADM Eq. 1, CFG Eq. 4
+
+    v (N, …), the network's own output, in [-1, 1] if it stays between the two; t and s one number
+    each or (N,). It is linear in v, which may be a Tensor of the host.
+    """
+    low, high = (across(end, v) for end in log_variance_range(schedule, t, s))
+    return low + (v + 1) * ((high - low) * 0.5)                  # iDDPM Eq. 15
+
+
+class SecondMoments:
+    """Draw t where the loss is large: p_t ∝ √E[L_t²] over the last `keep` losses.  iDDPM Eq. 18
+
+    Uniform until every t = 1 … T has `keep` of them, and mixed with 0.001 of uniform ever after.
+    `state` holds the arrays that an exact resume puts back.
+    """
+
+    def __init__(self, T, keep=10):
+        self.state = {"losses": np.zeros((T, keep)), "counts": np.zeros(T, np.int64)}
+
+    def probabilities(self):
+        """p_t for t = 1 … T -> (T,), summing to 1."""
+        losses, T = self.state["losses"], len(self.state["losses"])
+        root = (losses**2).mean(1) ** 0.5
+        if self.state["counts"].min() < losses.shape[1] or not root.any():
+            return np.full(T, 1 / T)
+        return (1 - 0.001) * root / root.sum() + 0.001 / T       # iDDPM Eq. 18
+
+    def draw(self, u):
+        """u (N,) in [0, 1) -> t (N,), and the weight 1/(p_t T) that keeps the loss unbiased (N,)"""
+        p = self.probabilities()
+        row = np.searchsorted(np.cumsum(p)[:-1], u, side="right")
+        return 1 + row, 1 / (p[row] * len(p))
+
+    def update(self, t, loss):
+        """Remember the unweighted losses (N,) of the times t (N,)."""
+        losses, counts = self.state["losses"], self.state["counts"]
+        for row, value in zip(np.asarray(t) - 1, loss, strict=True):
+            losses[row, counts[row] % losses.shape[1]] = value
+            counts[row] += 1
+
+
+def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     """t, eps, x_t and target of training step `step`, lines 3 to 5 of DDPM Alg. 1 -> Draw
 
-    x0 (N, …) in [-1, 1]; predicts "eps", "x0" or "v"; weigh(snr (N,), predicts) -> (N,).
+    x0 (N, …) in [-1, 1]; predicts a dialect of `prediction`; weigh(snr (N,), predicts) -> (N,);
+    times(u (N,)) -> t and weight (N,), uniform on 1 … T if left out.
     Row n draws from the address (seed, n, step), so a resumed run goes on as if never stopped.
     ValueError for another `predicts`.
     """
@@ -45,11 +130,12 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted):
         raise ValueError(f"predicts must be one of {', '.join(TARGETS)}, got {predicts!r}")
     rows = range(len(x0))
     u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in rows])
-    t = 1 + (schedule.T * u).astype(np.int64)                    # uniform on 1 … T
+    t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
     xp = array_module(x0)
     eps = xp.asarray(batch(seed, rows, step, x0.shape[1:], x0.dtype, purpose=TRAIN_EPS))
     x_t = schedule.q_sample(x0, t, eps)                          # DDPM Eq. 4
-    signal, noise = across(schedule.signal(t), x0), across(schedule.noise(t), x0)
+    signal, noise = (across(level, x0) for level in schedule.levels(t))
     target = TARGETS[predicts](x0, eps, signal, noise)
-    weight = xp.asarray(weigh(schedule.snr(t), predicts), dtype=x0.dtype)
+    # DDIM Eq. 5
+    weight = xp.asarray(share * weigh(schedule.snr(t), predicts), dtype=x0.dtype)
     return Draw(t, eps, x_t, target, weight)
