@@ -1,6 +1,8 @@
 """Every test runs strictly: floating-point faults raise, and BLAS keeps to one thread."""
 
 import os
+import sys
+from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")       # read once, when NumPy is first imported
@@ -11,8 +13,20 @@ from hypothesis import settings  # noqa: E402
 
 np.seterr(all="raise")      # a test that expects underflow says so: np.errstate(under="ignore")
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))     # the bug zoo
+
 settings.register_profile("tinydiff", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("tinydiff")
+
+
+def pytest_configure(config):
+    """TINYDIFF_MISTAKE="nats sold as bits" pytest …: every test runs with that mistake."""
+    if name := os.environ.get("TINYDIFF_MISTAKE"):
+        import bug_zoo
+
+        mistake = bug_zoo.mistake(name)
+        mistake.__enter__()
+        config.add_cleanup(lambda: mistake.__exit__(None, None, None))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ FLOORS = [
     "autograd diffusion",
     "nn",
     "models optim data images checkpoint viz metrics",
-    "predictor recipe train generate evaluate pretrained",
+    "predictor criterion recipe train generate evaluate pretrained",
     "demo report",
     "cli __main__",
 ]

@@ -9,10 +9,11 @@ from story_helpers import answer, few_digits, in_training, randomised, tiny
 from tinydiff import __version__, checkpoint, generate, images
 from tinydiff.autograd import no_grad
 from tinydiff.data import captions
-from tinydiff.diffusion import Schedule, clipped, ddim, noise
+from tinydiff.diffusion import Schedule, clipped, ddim, ddpm, noise
 from tinydiff.generate import Run, load_run, training_run, write_pictures
 from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig
 from tinydiff.predictor import denoiser
+from tinydiff.recipe import SAMPLERS, walk
 
 SEVEN, TWO, EIGHT = "a handwritten seven", "the digit 2", "8"
 
@@ -61,8 +62,9 @@ def crowds_and_loners(run, **options):
     yield many, last(run.denoise([SEVEN, TWO, EIGHT], n=5, batch=4, **options))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("sampler", "guidance"), [
+    *((name, 3.0) for name in SAMPLERS if not name.startswith("flow")),
+    ("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0), ("ddpm", 1.0)])
 def test_a_picture_does_not_depend_on_its_company(sampler, guidance, in_float64):
     run = a_run()
     run.model.astype(np.float64)
@@ -157,6 +159,32 @@ def test_a_negative_prompt_takes_the_place_of_no_prompt():
     assert (run.generate([SEVEN], negative=TWO) != run.generate([SEVEN])).any()
 
 
+@pytest.mark.parametrize(("schedule", "sampler", "predicts"), [
+    (Schedule.karras(50), "edm", "edm"), (Schedule.flow(50), "flow_heun", "velocity"),
+    (Schedule.cosine(50).zero_terminal_snr(), "dpmpp_2m", "v")])
+def test_every_family_of_schedules_draws_from_its_own_spread(schedule, sampler, predicts):
+    run = a_run(predicts=predicts)
+    run.schedule = schedule
+    first, *_, x0 = run.denoise([SEVEN], n=3, seed=5, guidance=1.0, sampler=sampler)
+    x_T = schedule.prior_std * noise.batch(5, range(3), 0, (8, 8, 1))
+    np.testing.assert_array_equal(first, x_T)
+    predict = clipped(denoiser(run.model.unet, schedule, run.contexts([SEVEN] * 3)), schedule)
+    times = walk(schedule, sampler, 4, "own")
+    expected = last(SAMPLERS[sampler](predict, x_T, schedule, timesteps=times, seed=5))
+    np.testing.assert_allclose(x0, expected, rtol=0, atol=1e-5)
+
+
+def test_a_network_that_learned_its_variance_is_told_the_chain_it_is_asked_along():
+    run = a_run(learned_variance=True)
+    predict = denoiser(run.model.unet, run.schedule, run.contexts([SEVEN]), chain=[50, 25, 0])
+    x_T = noise.batch(0, [0], 0, (8, 8, 1))
+    expected = last(ddpm(clipped(predict, run.schedule), x_T, run.schedule, steps=2))
+    drawn = last(run.denoise([SEVEN], steps=2, guidance=1.0, sampler="ddpm"))
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-5)
+    step_by_step = denoiser(run.model.unet, run.schedule, run.contexts([SEVEN]))
+    assert (predict(x_T, 50).log_variance != step_by_step(x_T, 50).log_variance).all()
+
+
 def test_what_is_not_asked_for_is_the_recipes():
     run = a_run()
     s = run.recipe.sample
@@ -167,7 +195,7 @@ def test_what_is_not_asked_for_is_the_recipes():
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun", "pndm", "unipc"])
 def test_a_film_has_a_frame_for_the_noise_and_one_for_each_step(steps, sampler):
     frames = list(a_run().denoise([SEVEN, TWO], n=2, steps=steps, sampler=sampler))
     assert len(frames) == steps + 1

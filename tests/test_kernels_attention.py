@@ -97,7 +97,7 @@ def test_online_agrees_with_the_definition(shape, axes):
        st.sampled_from(list(MASKS.values())), st.integers(0, 99))
 def test_online_agrees_on_any_shape(shape, axes, seed):
     mask, case = mask_of(axes, *shape[:4], seed), arrays(*shape, seed)
-    close(results(online, *case, mask), exactly(*case, mask), 1e-5)
+    close(results(online, *case, mask), exactly(*case, mask), 3e-5)    # dk may cancel to 0
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 96, 96, 64, 64), (1, 2, 64, 700, 40, 40)], ids=str)

@@ -9,7 +9,15 @@ from hypothesis import given, strategies as st
 from story_helpers import TINY, few_digits, tiny
 
 from tinydiff.models import UNet, UNetConfig
-from tinydiff.recipe import Recipe, SampleTable, TrainTable, load_recipe, shipped, toml_value
+from tinydiff.recipe import (
+    Recipe,
+    SampleTable,
+    TrainTable,
+    load_recipe,
+    shipped,
+    toml_value,
+    walk,
+)
 from tinydiff.train import Training, fit
 
 whole = st.integers(1, 10**6)
@@ -102,11 +110,18 @@ def test_values_that_fit_only_together_are_taken_together():
     ("model.mults=[1, 2.5]",    r"a list of whole numbers from 1, got \(1, 2.5\)"),
     ("model.mults=2",           "a list of whole numbers from 1, got 2"),
     ("model.base=12",           "12 channels cannot be shared out among 8 groups"),
-    ("model.predicts=noise",    'predicts is "eps", "x0" or "v"'),
+    ("model.predicts=noise",    'predicts is "eps", "x0", "v", "velocity" or "edm"'),
     ("model.channels=3",        "model.channels follows from data and text; leave it out"),
     ("model.classes=10",        "model.classes follows from data and text"),
     ("diffusion.schedule=cos",  "no schedule is called 'cos', did you mean 'cosine'"),
     ("diffusion.weight=minsnr", "no weight of the loss called 'minsnr'; did you mean 'min_snr'"),
+    ("diffusion.loss=hybird",   "no loss called 'hybird'; did you mean 'hybrid'"),
+    ("diffusion.zero_snr=1",    "diffusion.zero_snr expects true or false, got 1"),
+    ("sample.spacing=karas",    "no spacing called 'karas'; did you mean 'karras'"),
+    ("model.learned_variance=true", "model.learned_variance follows from diffusion.loss"),
+    ("diffusion.schedule=flow", "ends without signal, where eps says nothing about x0"),
+    ("diffusion.zero_snr=true", "ends without signal, where eps says nothing about x0"),
+    ("sample.sampler=flow_heun", r"flow samplers need signal \+ noise = 1"),
     ("diffusion.T=20",          "from 1 to the schedule's T = 20, got 50"),
     ("sample.sampler=dpm",      "no sampler called 'dpm'; did you mean 'ddpm'"),
     ("sample.steps=2000",       "from 1 to the schedule's T = 1000, got 2000")])
@@ -167,3 +182,16 @@ def test_the_recipe_says_nothing_of_what_follows_from_the_data():
     assert "channels" not in tiny().toml()
     assert Recipe.parse("[model]\nchannels = 1") == Recipe()       # as older checkpoints say
     assert SampleTable() == Recipe().sample
+
+
+def test_parts_that_do_not_go_together_are_refused_together():
+    flow = ["diffusion.schedule=flow", "model.predicts=velocity"]
+    assert Recipe().override([*flow, "sample.sampler=flow_heun"]).schedule().name == "flow"
+    with pytest.raises(ValueError, match="divides by signal, and schedule flow has none"):
+        Recipe().override([*flow, "sample.sampler=heun", "sample.spacing=trailing"])
+    with pytest.raises(ValueError, match="leading: 3 strides"):
+        Recipe().override(["sample.spacing=leading", "sample.steps=3"])
+    times = walk(Recipe().override([*flow, "sample.sampler=heun"]).schedule(), "heun", 9, "own")
+    assert times[0] == pytest.approx(1000 * 80 / 81)              # where sigma is 80
+    bent = Recipe().override(["diffusion.zero_snr=true", "model.predicts=v"]).schedule()
+    assert bent.signal(1000) == 0

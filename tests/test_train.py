@@ -11,6 +11,7 @@ from story_helpers import answer, few_digits, finished, in_training, randomised,
 
 from tinydiff import checkpoint, data, images, train
 from tinydiff.data import batch_indices
+from tinydiff.diffusion import objective
 from tinydiff.files import append
 from tinydiff.generate import load_run, training_run
 from tinydiff.kernels import LADDERS, use
@@ -56,6 +57,58 @@ def test_a_resumed_optimizer_goes_on_with_its_means_and_its_plan(tmp_path):
     for name, array in fresh.state().items():
         np.testing.assert_array_equal(resumed.state()[name], array, err_msg=name)
     assert resumed.step() == fresh.step()
+
+
+@pytest.mark.parametrize("tables", [
+    {"diffusion": {"loss": "hybrid", "T": 12}, "sample": {"sampler": "ddpm"}},
+    {"diffusion": {"loss": "vlb", "T": 1}, "sample": {"steps": 1}},    # draws t by its past losses
+    {"model": {"dropout": 0.5, "predicts": "edm"}, "diffusion": {"schedule": "karras", "T": 9}},
+    {"model": {"predicts": "velocity", "checkpoint": True}, "sample": {"sampler": "flow_heun"},
+     "diffusion": {"schedule": "flow"}},
+])
+def test_every_way_to_train_goes_on_exactly_where_it_stopped(tables, tmp_path):
+    whole = in_training(**tables)
+    losses = [whole.step() for _ in range(14)]
+    run(tmp_path, stop_at=9, **tables)
+    resumed = in_training(**tables)
+    resumed.load(tmp_path / "checkpoint.safetensors")
+    rehearse(resumed)                                     # which leaves no trace
+    assert [resumed.step() for _ in range(5)] == losses[9:]
+    for name, array in whole.state().items():
+        np.testing.assert_array_equal(resumed.state()[name], array, err_msg=name)
+    picture = training_run(resumed, "now").generate(["7"], seed=3)
+    assert (training_run(whole, "now").generate(["7"], seed=3) == picture).all()
+
+
+def test_the_bound_draws_t_by_the_losses_it_has_seen():
+    training = in_training(diffusion={"loss": "vlb", "T": 2}, sample={"steps": 2})
+    for _ in range(8):
+        training.step()
+    losses = training.moments.state["losses"]
+    assert training.moments.state["counts"].sum() == 8 * 8
+    root = (losses**2).mean(1) ** 0.5                     # iDDPM Eq. 18
+    np.testing.assert_allclose(training.moments.probabilities(),
+                               0.999 * root / root.sum() + 0.0005)
+
+
+def test_a_network_that_counts_from_zero_is_told_zero_for_the_first_time():
+    heard = []
+    training = in_training(model={"t_first": 0})
+    training.model.unet = Listening(training.model.unet, heard)
+    training.gradient(1)
+    seen = objective.draw(training.schedule, training.batch(1)[0], "v", seed=0, step=1).t
+    np.testing.assert_array_equal(heard, seen - 1)
+
+
+class Listening:
+    """A U-Net that writes down the times it is told."""
+
+    def __init__(self, unet, heard):
+        self.unet, self.heard, self.config = unet, heard, unet.config
+
+    def __call__(self, x_t, t, *args, **options):
+        self.heard.extend(t)
+        return self.unet(x_t, t, *args, **options)
 
 
 def test_previews_and_rehearsals_leave_no_trace_in_the_weights(tmp_path):

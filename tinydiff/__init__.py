@@ -3,7 +3,7 @@
 Two towers stand on one foundation and meet at the top; imports go down only.
 
      6   cli   demo   report                                       commands
-     5   train    generate    predictor    recipe                  the stories
+     5   train    generate    predictor    criterion    recipe     the stories
      4   models   optim   │   data   images   checkpoint   viz   metrics
      3   nn               │
      2   autograd         │   diffusion                            Tensors │ arrays only
@@ -23,9 +23,15 @@ _HOME = {
     "tinydiff.kernels":            ("use",),
     "tinydiff.models":             ("TextEncoder", "TextEncoderConfig", "TextToImage", "Tokenizer",
                                     "UNet", "UNetConfig"),
-    "tinydiff.diffusion":          ("Prediction", "Schedule", "clipped", "ddim", "ddpm", "guided",
-                                    "ideal_predictor", "sample", "trace"),
-    "tinydiff.predictor":          ("denoiser",),
+    "tinydiff.diffusion":          ("Mixture", "Prediction", "Schedule", "classifier_guided",
+                                    "clipped", "composed", "ddim", "ddpm", "ddpm_guided",
+                                    "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "edm",
+                                    "euler", "euler_ancestral", "flow_euler", "flow_heun",
+                                    "guided", "guided_rescaled", "heun", "ideal_predictor",
+                                    "image_to_image", "inpainted", "invert", "lcm", "nodes",
+                                    "ode_log_likelihood", "pndm", "repaint", "sample", "slerp",
+                                    "trace", "unipc", "vlb", "within"),
+    "tinydiff.predictor":          ("denoiser", "grad_log_prob"),
     "tinydiff.recipe":             ("Recipe", "load_recipe"),
     "tinydiff.generate":           ("Run", "load_run"),
 }

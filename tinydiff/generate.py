@@ -21,13 +21,12 @@ from tinydiff.autograd import no_grad
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.guidance import clipped, guided
 from tinydiff.diffusion.schedule import Schedule
-from tinydiff.diffusion.spacing import nodes
 from tinydiff.files import write_atomically
 from tinydiff.models import TextToImage
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.progress import bar
-from tinydiff.recipe import SAMPLERS, Recipe, nearest
+from tinydiff.recipe import SAMPLERS, Recipe, nearest, walk
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -60,23 +59,25 @@ class Run:
         if not is_whole(batch, 1):
             raise ValueError(f"generate: expected batch of at least 1, got {batch!r}")
         n, seed, steps, w = (asked[key] for key in ("n", "seed", "steps", "guidance"))
+        times = walk(self.schedule, asked["sampler"], steps, self.recipe.sample.spacing)
         shape = (*asked["size"], self.shape[2])
         words = self.contexts([*prompts, asked["negative"]])              # (prompts + 1, L, D)
         prompt, index = np.divmod(np.arange(len(prompts) * n), n)         # index within its prompt
 
-        def walk(part):
+        def drawn(part):
             """x_T, then x_t after each step, of the pictures in this slice."""
             x_T = noise.batch(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, H, W, C)
+            x_T = self.schedule.prior_std * x_T
             yield x_T
             cond, uncond = words[prompt[part]], words[np.full(len(x_T), -1)]     # (N, L, D) each
-            predict = guided(denoiser(self.model.unet, self.schedule, cond),
-                             denoiser(self.model.unet, self.schedule, uncond), w)
+            predict = guided(*(denoiser(self.model.unet, self.schedule, context, chain=times)
+                               for context in (cond, uncond)), w)
             if self.recipe.sample.clip:
                 predict = clipped(predict, self.schedule)
-            yield from SAMPLERS[asked["sampler"]](predict, x_T, self.schedule, steps=steps,
+            yield from SAMPLERS[asked["sampler"]](predict, x_T, self.schedule, timesteps=times,
                                                   noise=noise.stream(seed, index[part], shape))
 
-        return frames([walk(part) for part in parts(len(index), batch)], steps, show)
+        return frames([drawn(part) for part in parts(len(index), batch)], steps, show)
 
     def settings(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
                  negative="", size=None):
@@ -101,7 +102,7 @@ class Run:
             if not fits:
                 raise ValueError(f"generate: expected {wanted}, got {value!r}")
         nearest(sampler, SAMPLERS, "sampler")
-        nodes(self.schedule, steps)
+        walk(self.schedule, sampler, steps, own.spacing)
         return {"tinydiff": __version__, "model": Path(self.name).resolve().name,
                 "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
                 "steps": int(steps), "guidance": float(w), "negative": negative,

@@ -1,18 +1,107 @@
-"""Where the two towers meet: a network on Tensors becomes a predictor on arrays."""
+"""Where the two towers meet: a network on Tensors becomes functions on arrays."""
 
-from tinydiff.diffusion.prediction import PREDICTS
+from contextlib import contextmanager
+
+import numpy as np
+
+from tinydiff.autograd import Tensor, cross_entropy
+from tinydiff.backend import array_module
+from tinydiff.diffusion.objective import learned_log_variance
+from tinydiff.diffusion.prediction import PREDICTS, SCALES
 
 
-def denoiser(unet, schedule, context=None, class_labels=None):
-    """A predictor (x_t, t) -> Prediction from a U-Net; t is the schedule's, 1 … T.
+def denoiser(unet, schedule, context=None, class_labels=None, *, chain=None):
+    """A predictor (x_t, t) -> Prediction from a U-Net; t is the schedule's, in (0, T].
 
     Whatever the network predicts (unet.config.predicts), and however it counts time
     (unet.config.t_first), the Prediction holds x0 and eps. context (N, L, D) goes with x_t (N, …).
+    A network that learned its variance tells that of the step from t to the next smaller time of
+    `chain`, the nodes the sampler will visit (iDDPM Eq. 19); to t − 1 if there is no chain.
+    ValueError where it would name the noise of a schedule that ends without signal.
     """
-    convert = PREDICTS[unet.config.predicts]
+    refuse_eps_without_signal(unet, schedule)
 
     def predict(x_t, t):
-        output = unet.predict(x_t, t - 1 + unet.config.t_first, context, class_labels)
-        return convert(x_t, output, schedule.signal(t), schedule.noise(t))
+        output = unet.predict(*as_heard(unet, schedule, x_t, t), context, class_labels)
+        p, v = as_said(unet, schedule, x_t, t, output)
+        if not v.size:
+            return p
+        s = max(t - 1, 0) if chain is None else max((s for s in chain if s < t), default=0)
+        return p._replace(log_variance=learned_log_variance(schedule, v, t, s))
 
     return predict
+
+
+def eps_vjp(unet, schedule, context=None, class_labels=None):
+    """For likelihoods along the ODE: (x_t, t, dy) -> ∂(Σ eps · dy)/∂x_t, both as x_t.
+
+    eps is what `denoiser` of the same arguments predicts. ValueError as there.
+    """
+    refuse_eps_without_signal(unet, schedule)
+
+    def vjp(x_t, t, dy):
+        x = Tensor(x_t, requires_grad=True)
+        with frozen(unet):
+            heard, time = as_heard(unet, schedule, x, t)
+            output = unet(heard, each(time, x_t), context, class_labels)
+            as_said(unet, schedule, x, t, output)[0].eps.backward(dy)
+        return x.grad
+
+    return vjp
+
+
+def grad_log_prob(classifier):
+    """For classifier guidance: (x_t, t, y) -> ∇ log p(y | x_t, t), as x_t.  ADM Eq. 6
+
+    classifier(x_t (N, …), t (N,)) -> logits (N, classes), as NoisyClassifier; y is one class or
+    (N,) of them.
+    """
+
+    def gradient(x_t, t, y):
+        x = Tensor(x_t, requires_grad=True)
+        xp = array_module(x_t)
+        y = xp.broadcast_to(xp.asarray(y), len(x_t))
+        with frozen(classifier):
+            loss = cross_entropy(classifier(x, each(t, x_t)), labels=y)    # −Σ log p(y | x_t)/N
+            loss.backward(np.asarray(-len(x_t)))
+        return x.grad
+
+    return gradient
+
+
+def as_heard(unet, schedule, x, t):
+    """x_t and t as the network takes them: scaled if it wants that, in its own count."""
+    return SCALES[unet.config.predicts](*schedule.levels(t)) * x, t - 1 + unet.config.t_first
+
+
+def as_said(unet, schedule, x, t, output):
+    """The network's output (N, H, W, C or 2C): a Prediction, and v of the variance (or none)."""
+    C = x.shape[-1]
+    convert = PREDICTS[unet.config.predicts]
+    return convert(x, output[..., :C], *schedule.levels(t)), output[..., C:]
+
+
+def refuse_eps_without_signal(unet, schedule):
+    if unet.config.predicts == "eps" and schedule.signal(schedule.T) == 0:
+        raise ValueError(f"denoiser: schedule {schedule.name} ends without signal (zero terminal "
+                         f"SNR), where eps says nothing about x0, but the network predicts eps; "
+                         f"train it to predict v or x0")
+
+
+def each(t, x_t):
+    """One time for each image, (N,), where x_t lives."""
+    xp = array_module(x_t)
+    return xp.broadcast_to(xp.asarray(t, np.float32), x_t.shape[:1])
+
+
+@contextmanager
+def frozen(module):
+    """Gradients pass through but do not stay: no parameter is touched while this lasts."""
+    learning = [p for p in module.parameters().values() if p.requires_grad]
+    for p in learning:
+        p.requires_grad = False
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad = True

@@ -7,16 +7,26 @@ from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
 
+import numpy as np
+
+from tinydiff import criterion
 from tinydiff.data import check_name
-from tinydiff.diffusion import Schedule, ddim, ddpm, min_snr, nodes, unweighted
+from tinydiff.diffusion import Prediction, Schedule, min_snr, p2, samplers, spacing, unweighted
 from tinydiff.models import TextEncoderConfig, UNetConfig
 
 SHIPPED  = Path(__file__).parent / "recipes"
-WEIGHTS  = {"unweighted": unweighted, "min_snr": min_snr}
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
+WEIGHTS  = {"unweighted": unweighted, "min_snr": min_snr, "p2": p2}
+LOSSES   = {"simple": criterion.simple, "hybrid": criterion.hybrid, "vlb": criterion.vlb}
+SAMPLERS = {name: getattr(samplers, name) for name in (
+    "ddim ddpm euler euler_ancestral heun edm dpmpp_1s dpmpp_2m dpmpp_2m_sde dpmpp_3m pndm unipc "
+    "lcm flow_euler flow_heun").split()}
+SPACINGS = {name: getattr(spacing, name) for name in (
+    "trailing linspace leading quadratic karras").split()}
+OWN_SPACING = {"heun": "karras", "edm": "karras", "pndm": "karras"}    # they walk in σ
 KINDS    = {bool: "true or false", int: "a whole number from {}", float: "a number",
             str: "a word", tuple: "a list of whole numbers from {}"}
-FOLLOWS  = {"channels": 1, "context_width": None, "classes": None}     # from data and text
+FOLLOWS  = {"channels": 1, "context_width": None, "classes": None,      # from data, text
+            "learned_variance": False}                                 # and from diffusion.loss
 MAY_BE_ZERO = {"attend", "depth", "sample_every", "seed", "t_first", "warmup"}
 
 
@@ -36,11 +46,14 @@ class DataTable:
 class DiffusionTable:
     """[diffusion]: how they drown in noise."""
 
-    schedule: str = "cosine"     # linear, cosine or scaled_linear
-    T:        int = 1000         # steps of the chain
-    weight:   str = "unweighted" # of the loss at each t: unweighted or min_snr
+    schedule: str  = "cosine"     # a constructor of Schedule: linear, cosine, karras, flow, …
+    T:        int  = 1000         # steps of the chain
+    zero_snr: bool = False        # bent to end without signal; then predict v or x0
+    loss:     str  = "simple"     # or hybrid or vlb, which learn the variance too (iDDPM)
+    weight:   str  = "unweighted" # of the simple loss at each t: unweighted, min_snr or p2
 
     def __post_init__(self):
+        nearest(self.loss, LOSSES, "loss")
         nearest(self.weight, WEIGHTS, "weight of the loss")
 
 
@@ -78,13 +91,15 @@ class TrainTable:
 class SampleTable:
     """[sample]: how pictures are drawn from it."""
 
-    sampler:  str   = "ddim"     # ddim or ddpm
-    steps:    int   = 50         # network calls (two each with guidance)
+    sampler:  str   = "ddim"     # one of diffusion.samplers
+    steps:    int   = 50         # of the sampler
+    spacing:  str   = "own"      # of their times: the sampler's own, or one of diffusion.spacing
     guidance: float = 3.0        # w: 1 none, above 1 closer to the prompt
     clip:     bool  = True       # keep the estimate of x0 in [-1, 1]
 
     def __post_init__(self):
         nearest(self.sampler, SAMPLERS, "sampler")
+        nearest(self.spacing, {"own", *SPACINGS}, "spacing")
         if not isfinite(self.guidance):
             raise ValueError(f"recipe: sample.guidance expects a finite number, "
                              f"got {self.guidance}")
@@ -102,10 +117,14 @@ class Recipe:
     sample:    SampleTable       = field(default_factory=SampleTable)
 
     def __post_init__(self):
-        nodes(self.schedule(), self.sample.steps)         # no more steps than the chain has
+        walk(self.schedule(), self.sample.sampler, self.sample.steps, self.sample.spacing)
+        if self.model.predicts == "eps" and self.schedule().signal(self.diffusion.T) == 0:
+            raise ValueError("recipe: the schedule ends without signal, where eps says nothing "
+                             'about x0; set model.predicts to "v" or "x0"')
         for key, default in FOLLOWS.items():
             if getattr(self.model, key) != default:
-                raise ValueError(f"recipe: model.{key} follows from data and text; leave it out")
+                source = "diffusion.loss" if key == "learned_variance" else "data and text"
+                raise ValueError(f"recipe: model.{key} follows from {source}; leave it out")
 
     @classmethod
     def parse(cls, text):
@@ -161,12 +180,14 @@ class Recipe:
         """The recipe as a TOML file: what `parse` reads."""
         return "\n".join(
             f"[{table}]\n" + "".join(f"{key} = {toml_value(value)}\n"
-                                     for key, value in values.items() if key not in FOLLOWS)
+                                     for key, value in values.items()
+                                     if key not in FOLLOWS and value is not None)
             for table, values in asdict(self).items())
 
     def schedule(self):
         """The noise schedule that [diffusion] names."""
-        return Schedule.named(self.diffusion.schedule, T=self.diffusion.T)
+        schedule = Schedule.named(self.diffusion.schedule, T=self.diffusion.T)
+        return schedule.zero_terminal_snr() if self.diffusion.zero_snr else schedule
 
 
 def shipped():
@@ -188,6 +209,15 @@ def load_recipe(name):
         return Recipe.parse(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
+
+
+def walk(schedule, sampler, steps, spaced):
+    """The nodes of so many steps.  ValueError where the sampler cannot walk them: it tries one."""
+    spaced = OWN_SPACING.get(sampler, "trailing") if spaced == "own" else spaced
+    times = SPACINGS[spaced](schedule, steps)
+    x_T = np.zeros((1, 1))
+    next(SAMPLERS[sampler](lambda x_t, t: Prediction(x_t, x_t), x_T, schedule, timesteps=times))
+    return times
 
 
 def nearest(name, known, what):

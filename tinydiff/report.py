@@ -2,7 +2,6 @@
 
 import shlex
 import time
-from collections import deque
 from contextlib import contextmanager
 
 from tinydiff import data, images
@@ -38,10 +37,11 @@ def rehearse(training):
 
 def rehearse_drawing(run, asked, batch):
     """Seconds of one step of drawing."""
-    n, size, w = asked["n"], asked["size"], asked["guidance"]
-    frames = run.denoise(asked["prompts"], n=n, size=size, guidance=w, batch=batch, steps=1)
+    options = {key: asked[key] for key in "n seed steps guidance sampler negative size".split()}
+    frames = run.denoise(asked["prompts"], batch=batch, **options)
+    next(frames)                                          # x_T
     started = time.perf_counter()
-    deque(frames, maxlen=0)
+    next(frames)
     return time.perf_counter() - started
 
 

@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff import checkpoint, images
-from tinydiff.autograd import mse
 from tinydiff.autograd.blame import first_bad
 from tinydiff.data import batch_indices, captions
 from tinydiff.diffusion import noise, objective
+from tinydiff.diffusion.prediction import SCALES
+from tinydiff.diffusion.process import across
 from tinydiff.files import append, write_atomically
 from tinydiff.models import TextToImage, Tokenizer
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
 from tinydiff.progress import bar, interruptible
-from tinydiff.recipe import WEIGHTS, Recipe
+from tinydiff.recipe import LOSSES, WEIGHTS, Recipe
 
 ADVICE = "train into another folder with a smaller train.lr"
 CHECKPOINT = "checkpoint.safetensors"
@@ -55,16 +56,19 @@ class Training:
         self.model = TextToImage(
             tokenizer, replace(recipe.text, vocabulary=tokenizer.size),
             replace(recipe.model, channels=dataset.images.shape[-1],
-                    context_width=recipe.text.width),
+                    context_width=recipe.text.width,
+                    learned_variance=recipe.diffusion.loss != "simple"),
             rng=np.random.default_rng(recipe.train.seed))
         self.flat = Flat(self.model.parameters())
         self.ema = EMA(self.flat, decay=recipe.train.ema)
         self.optimizer = AdamW(self.flat, decay=recipe.train.decay, ema=self.ema)
+        self.moments = (objective.SecondMoments(self.schedule.T)  # t is drawn where L_vlb is large
+                        if recipe.diffusion.loss == "vlb" else None)
         self.steps_done = 0
 
     @np.errstate(all="ignore")                            # a lost number is found and named
     def step(self):
-        """One descent on the simple loss.  DDPM Alg. 1   -> (loss, lr, norm of the gradient)
+        """One descent on the loss.  DDPM Alg. 1   -> (loss, lr, norm of the gradient)
 
         Raises Diverged, naming step and layer and leaving the weights alone, when a number is lost.
         """
@@ -76,6 +80,8 @@ class Training:
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
         lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=t.steps)
         self.optimizer.step(lr, step)
+        if self.moments:
+            self.moments.update(*self.terms)
         self.steps_done = step
         return loss, lr, norm
 
@@ -84,11 +90,17 @@ class Training:
     def gradient(self, step):
         """Put the gradient of step 1, 2, … into `flat.grad`; return the loss."""
         x0, ids = self.batch(step)
-        draw = objective.draw(self.schedule, x0, self.model.unet.config.predicts,
-                              seed=self.recipe.train.seed, step=step,
-                              weigh=WEIGHTS[self.recipe.diffusion.weight])
-        loss = mse(self.model(draw.x_t, draw.t, ids), draw.target, weight=draw.weight)
-        if not isfinite(loss.item()):                     # DDPM Eq. 14
+        recipe, config, seed = self.recipe, self.model.unet.config, self.recipe.train.seed
+        draw = objective.draw(self.schedule, x0, config.predicts, seed=seed, step=step,
+                              weigh=WEIGHTS[recipe.diffusion.weight],
+                              times=self.moments and self.moments.draw)
+        scale = SCALES[config.predicts](*self.schedule.levels(draw.t))
+        # LDM Eq. 3
+        said = self.model(across(scale, x0) * draw.x_t, draw.t - 1 + config.t_first, ids,
+                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))
+        loss, bits = LOSSES[recipe.diffusion.loss](said, draw, x0, self.schedule, config.predicts)
+        self.terms = draw.t, bits                         # of L_vlb, should the step be taken
+        if not isfinite(loss.item()):
             raise Diverged(f"the loss of step {step} is {loss.item()}, "
                            f"lost at {culprit(loss, self.flat.parameters)}; {ADVICE}")
         self.flat.grad[...] = 0
@@ -104,6 +116,7 @@ class Training:
         plain = rng.random(len(x0)) < t.plain
         ids = np.stack([self.tokens[label][0] if first else rng.choice(self.tokens[label])
                         for label, first in zip(self.dataset.labels[index], plain, strict=True)])
+        # CFG Alg. 1, line 3
         ids[rng.random(len(ids)) < t.drop] = self.empty           # so that it can draw unprompted
         if self.recipe.data.flip:
             mirrored = rng.random(len(x0)) < 0.5
@@ -114,8 +127,10 @@ class Training:
         """{path: array}: all the numbers that the next step depends on, and the running mean."""
         buffers = {"model": self.flat.data, "ema": self.ema.data,
                    "adam_m": self.optimizer.m, "adam_v": self.optimizer.v}
-        return {f"{kind}/{name}": view for kind, buffer in buffers.items()
-                for name, view in self.flat.views(buffer).items()}
+        moments = self.moments.state if self.moments else {}
+        return {**{f"{kind}/{name}": view for kind, buffer in buffers.items()
+                   for name, view in self.flat.views(buffer).items()},
+                **{f"moments/{name}": array for name, array in moments.items()}}
 
     def save(self, path):
         """Write a checkpoint from which `load` goes on bit for bit.

@@ -1,10 +1,12 @@
 """The networks: Tensors in, Tensors out. Start with blocks.py, then unet.py."""
 
 from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.noisy_classifier import NoisyClassifier, NoisyClassifierConfig, fit_noisy
 from tinydiff.models.text_encoder import TextEncoder, TextEncoderConfig
 from tinydiff.models.text_to_image import TextToImage
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.unet import UNet, UNetConfig
 
-__all__ = ["Classifier", "ClassifierConfig", "TextEncoder", "TextEncoderConfig", "TextToImage",
-           "Tokenizer", "UNet", "UNetConfig"]
+__all__ = ["Classifier", "ClassifierConfig", "NoisyClassifier", "NoisyClassifierConfig",
+           "TextEncoder", "TextEncoderConfig", "TextToImage", "Tokenizer", "UNet", "UNetConfig",
+           "fit_noisy"]
