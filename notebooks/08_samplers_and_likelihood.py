@@ -386,10 +386,11 @@ for name, row in table.items():
 # %% [markdown]
 # *Quadratic* wins here, as it spends its calls where the roads fork, at σ around 1. *Linspace* and
 # *leading* spend one at t = 1, where nothing is left to decide; for that they jump there from
-# t ≈ 100, so far that 2M's line through two estimates overshoots. *Karras* is made for σ from 80
-# down; on a cosine schedule, which ends at σ = 20,000, it loses most calls in pure noise. Our
-# recipes take *trailing*, which never fails badly and starts where training ended. Measure on your
-# own schedule before you believe any table, this one included.
+# t ≈ 100, so far that 2M's line through two estimates overshoots. *Karras* goes from σ = 80 down in
+# steps that Heun's method likes, and needs: for these two samplers it spends too many calls where
+# nothing is decided, high up and far down. Our recipes take *trailing*, which never fails badly and
+# starts where training ended, and *karras* for the samplers that walk in σ. Measure on your own
+# schedule before you believe any table, this one included.
 #
 # ## How many bits is a picture?
 #
