@@ -89,8 +89,8 @@ def table(result):
         "|---|---:|---:|---:|---:|", *rows, f"""
 *Order*: the slope of the error against the exact curves of three Gaussians on a line, from 128 to
 512 steps, Karras-spaced from σ = 80 to t = 1. *Own time*: of 16 pictures of 28 × 28, without the
-network, which is the U-Net `mnist-small` with {result['network_ms']:.0f} ms a call, on
-{result['threads']} threads.
+network (`edm` with a churn of 20), which is the U-Net `mnist-small` with
+{result['network_ms']:.0f} ms a call, on {result['threads']} threads.
 {on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']}, NumPy {on['numpy']}:
 `python benchmarks/sampler_overhead.py --threads {result['threads']}`."""])
 

@@ -47,10 +47,10 @@ def learned(loss, steps, digits):
     return training_run(training, loss)
 
 
-def knowing(run, labels, chain=None):
+def knowing(run, labels):
     """The run's predictor for pictures of these labels, told each one's plain caption."""
     names = [data.captions("digits", label)[0] for label in range(10)]
-    return denoiser(run.model.unet, run.schedule, run.contexts(names)[labels], chain=chain)
+    return denoiser(run.model.unet, run.schedule, run.contexts(names)[labels])
 
 
 def bits(steps):
@@ -66,7 +66,7 @@ def bits(steps):
             for n in CHAINS:
                 times = trailing(run.schedule, n)
                 with one_blas_thread():
-                    found = vlb(knowing(run, labels, times), x0, run.schedule, timesteps=times,
+                    found = vlb(knowing(run, labels), x0, run.schedule, timesteps=times,
                                 variance=variance or fixed_small)
                 cells.append(f"{found.total.mean():.3f} ± {found.total.std() / JUDGED**0.5:.3f}")
                 if n == run.schedule.T:

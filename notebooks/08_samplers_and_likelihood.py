@@ -389,8 +389,8 @@ for name, row in table.items():
 # t ≈ 100, so far that 2M's line through two estimates overshoots. *Karras* goes from σ = 80 down in
 # steps that Heun's method likes, and needs: for these two samplers it spends too many calls where
 # nothing is decided, high up and far down. Our recipes take *trailing*, which never fails badly and
-# starts where training ended, and *karras* for the samplers that walk in σ. Measure on your own
-# schedule before you believe any table, this one included.
+# starts where training ended. Measure on your own schedule before you believe any table, this one
+# included.
 #
 # ## How many bits is a picture?
 #
@@ -660,7 +660,7 @@ assert abs(np.exp(found) - density).max() < (0.2 if FAST else 0.02)
 assert abs(by_trace - true).max() < (0.5 if FAST else 0.05)
 for t in (100, 500, 900):                                      # the floor, found in two ways
     floor, _ = law.optimal_loss(cosine, t)
-    assert abs(loss_gap(predict, predict, law.draw(20_000), cosine, [t])[0] / floor - 1) < 0.05
+    assert abs(loss_gap(predict, predict, law.draw(20_000), cosine, [t])[0] / floor - 1) < 0.08
 assert (least < 1.05 * mine).all()                             # nobody beats the memoriser at home
 assert (mine[asked < 800] < levels["knows mean and covariance"][asked < 800]).all()
 

@@ -308,3 +308,28 @@ def test_opposite_images_have_no_shortest_arc():
     a = normal(0, 0, 0, (2, 3))
     with pytest.raises(ValueError, match="no arc between them is the shortest"):
         slerp(a, -a, 0.5)
+
+
+def test_slerp_of_what_points_nowhere_is_refused():
+    with pytest.raises(ValueError, match="an image of zeros points nowhere"):
+        slerp(np.zeros((1, 4)), np.ones((1, 4)), 0.5)
+
+
+@pytest.mark.parametrize(("known", "mask", "sentence"), [
+    (np.zeros((4, 4, 1), np.uint8), np.ones((4, 4, 1)), r"known must hold floats .* got uint8"),
+    (np.zeros((4, 4, 1)), np.ones((3, 3, 1)), r"mask must broadcast .*, 4, 4, 1\), got .*\(3, 3"),
+    (np.zeros((3, 3, 1)), np.ones((4, 4, 1)), r"known must broadcast .*, 4, 4, 1\), got .*\(3, 3"),
+])
+def test_a_known_picture_or_a_mask_that_does_not_fit_is_refused(known, mask, sentence):
+    x_T, option = normal(0, 0, 0, (2, 4, 4, 1)), {"known": known, "mask": mask}
+    for walk in (lambda: next(repaint(curved, x_T, COSINE, steps=3, **option)),
+                 lambda: inpainted(curved, COSINE, **option)(x_T, 500)):
+        with pytest.raises(ValueError, match=sentence):
+            walk()
+
+
+def test_a_mask_may_be_a_list():
+    x_T = normal(0, 0, 0, (2, 3))
+    painted = last(ddim(inpainted(curved, COSINE, known=np.full(3, 0.25), mask=[1, 0, 1]), x_T,
+                        COSINE, steps=5))
+    np.testing.assert_allclose(painted[:, 1], 0.25)

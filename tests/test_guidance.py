@@ -136,10 +136,10 @@ def test_rescale_zero_is_plain_guidance_and_one_gives_the_conditional_spread(rng
     cond, uncond = picture_branches(rng)
     x_t, t = rng.standard_normal((3, 4, 4, 1)), 400
     plain = guided(cond, uncond, 5.0)(x_t, t)
-    p = guided_rescaled(cond, uncond, 5.0, SCHEDULE, rescale=0)(x_t, t)
+    p = guided_rescaled(cond, uncond, 5.0, SCHEDULE, predicts="eps", rescale=0)(x_t, t)
     np.testing.assert_allclose(p.eps, plain.eps, rtol=1e-12)
     np.testing.assert_allclose(p.x0, plain.x0, rtol=1e-9)
-    p = guided_rescaled(cond, uncond, 5.0, SCHEDULE, rescale=1)(x_t, t)
+    p = guided_rescaled(cond, uncond, 5.0, SCHEDULE, predicts="eps", rescale=1)(x_t, t)
     np.testing.assert_allclose(p.eps.std((1, 2, 3)), cond(x_t, t).eps.std((1, 2, 3)), rtol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_rescaled_guidance_of_branches_that_say_nothing_says_nothing():
         return from_eps(x_t, 0 * x_t, *SCHEDULE.levels(t))
 
     x_t = np.ones((2, 4, 4, 1), np.float32)
-    p = guided_rescaled(silent, silent, 3.0, SCHEDULE)(x_t, 500)
+    p = guided_rescaled(silent, silent, 3.0, SCHEDULE, predicts="eps")(x_t, 500)
     np.testing.assert_array_equal(p.eps, np.zeros_like(x_t))
 
 
@@ -320,3 +320,11 @@ def test_the_ancestral_form_keeps_float32():
     for x_t in ddpm_guided(predict, x_T, SCHEDULE, steps=3, grad_log_prob=gradient, y=0,
                            scale=np.float64(2)):
         assert x_t.dtype == np.float32
+
+
+@pytest.mark.parametrize(("own", "sentence"), [
+    ({"predicts": "noise"}, "predicts must be one of eps, x0, v, velocity, edm, got 'noise'"),
+    ({"predicts": "v", "rescale": 2.0}, "rescale is a share from 0 to 1, got 2.0")])
+def test_rescaling_that_means_nothing_is_refused_at_once(own, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        guided_rescaled(*branches(), 3.0, SCHEDULE, **own)

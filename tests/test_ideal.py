@@ -67,9 +67,12 @@ def test_dtype_and_shape_are_those_of_x_t(shape, rng):
 
 def test_bad_weights_and_time_zero_get_one_sentence():
     data = np.zeros((3, 2))
-    with pytest.raises(ValueError, match=r"3 positive numbers, .* got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"3 positive numbers, .* got \[1.0, 2.0\]"):
         ideal_predictor(data, SCHEDULE, weights=[1, 2])
     with pytest.raises(ValueError, match="3 positive numbers"):
         ideal_predictor(data, SCHEDULE, weights=[1, 0, 2])
+    with pytest.raises(ValueError, match=r"knows data of shape \(2,\), got x_t \(4, 3\)"):
+        ideal_predictor(data, SCHEDULE)(np.zeros((4, 3)), 9)
+    assert ideal_predictor(data, SCHEDULE)(data[:0], 9).x0.shape == (0, 2)
     with pytest.raises(ValueError, match="needs t > 0"):
         ideal_predictor(data, SCHEDULE)(data, 0)

@@ -295,11 +295,18 @@ def test_random_signs_are_right_on_average():
     assert (again == drawn[:2]).all()
 
 
-def test_a_node_at_zero_is_left_out_of_the_ode():
-    schedule, data, x = Schedule.cosine(20), Mixture(np.zeros((1, 1)), 0.5), np.array([[0.1]])
-    a, b = (ode_log_likelihood(data.predictor(schedule), x, schedule, **nodes)
-            for nodes in ({"steps": 4}, {"timesteps": [20, 15, 10, 5]}))
-    assert a == b
+@pytest.mark.parametrize("schedule", [Schedule.cosine(), Schedule.karras(), Schedule.flow()])
+def test_so_many_steps_of_the_ode_measure_on_any_schedule(schedule):
+    data, x = Mixture(np.full((1, 1), 0.2), 0.5), np.array([[0.1], [0.9]])
+    found = ode_log_likelihood(data.predictor(schedule), x, schedule, steps=100)
+    np.testing.assert_allclose(found, data.log_density(x, 1, schedule), atol=5e-3)
+
+
+def test_the_ode_may_start_below_T():
+    schedule, data, x = Schedule.karras(), Mixture(np.zeros((1, 1)), 0.5), np.array([[0.1]])
+    times = [schedule.time(sigma) for sigma in np.geomspace(10, 0.01, 200)]
+    found = ode_log_likelihood(data.predictor(schedule), x, schedule, timesteps=times)
+    assert found == pytest.approx(data.log_density(x, times[-1], schedule), abs=3e-3)
 
 
 def test_float32_pictures_are_measured_about_as_well():
@@ -317,8 +324,11 @@ def test_nodes_that_cannot_bound_or_carry_a_density_get_one_sentence():
         vlb(predict, np.zeros((1, 1)), LINEAR, timesteps=[9, 3])
     with pytest.raises(ValueError, match="timesteps must end at 0, got 3"):
         exact_vlb(Mixture(np.zeros((1, 1)), 1.0), LINEAR, timesteps=[9, 3])
-    with pytest.raises(ValueError, match=r"no signal is left at t = 10, .*; start the"):
-        ode_log_likelihood(predict, np.zeros((1, 1)), Schedule.flow(10), steps=5)
+    zero = np.zeros((1, 1))
+    for schedule, own in ((Schedule.flow(10), {"timesteps": [10, 5]}),
+                          (LINEAR, {"timesteps": [1000, 0]}), (LINEAR, {"steps": 5, "probes": 0})):
+        with pytest.raises(ValueError, match="expected times above 0 where signal is left, and pr"):
+            ode_log_likelihood(predict, zero, schedule, **own)
 
 
 def test_a_wrong_prediction_costs_what_its_square_says():
@@ -331,3 +341,16 @@ def test_a_wrong_prediction_costs_what_its_square_says():
     snr = schedule.snr(np.arange(10, 0, -1))
     np.testing.assert_allclose(bound.terms[0, :-1] * LN2, 0.5 * np.diff(snr) * 0.01, rtol=1e-8)
     np.testing.assert_allclose(bound.mse, 0.01)
+
+
+@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+def test_a_bound_on_any_nodes_is_that_of_the_respaced_chain(variance):
+    times, x0 = [0, 100, 400, 1000], np.zeros((1, 2, 2, 1))
+    predict = Mixture(np.zeros((1, 2, 2, 1)), 0.5).predictor(LINEAR)
+    few = LINEAR.respaced(times)
+    ours = vlb(predict, x0, LINEAR, timesteps=times[::-1], variance=variance)
+    theirs = vlb(lambda x_t, k: predict(x_t, times[k]), x0, few, steps=3, variance=variance)
+    np.testing.assert_allclose(ours.total, theirs.total, rtol=1e-10)
+    exact = [exact_vlb(Mixture(np.zeros((1, 1)), 0.5), schedule, timesteps=nodes, variance=variance)
+             for schedule, nodes in ((LINEAR, times[::-1]), (few, [3, 2, 1, 0]))]
+    assert exact[0].total == pytest.approx(exact[1].total, rel=1e-10)

@@ -117,3 +117,9 @@ def test_addresses_outside_64_bits_are_refused(part, value):
     address = {"seed": 0, "image": 0, "step": 0} | {part: value}
     with pytest.raises(ValueError, match=rf"{part} must be .* got {value}"):
         noise.normal(**address, shape=(2,))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_noise_that_would_be_cut_off_is_refused(dtype):
+    with pytest.raises(ValueError, match="noise needs floats, and x is of"):
+        noise.normal(0, 0, 0, (2,), dtype)

@@ -30,6 +30,7 @@ from tinydiff.diffusion import (
     fixed_small,
     guided,
     ideal_predictor,
+    karras,
     nodes,
     sample,
     trace,
@@ -99,7 +100,7 @@ def test_with_the_ideal_predictor_every_sample_is_a_data_point(sampler, own, sch
                          ids=["flow", "zero-snr"])
 def test_samplers_start_without_signal_where_that_is_possible(sampler, own, schedule):
     if sampler in (flow_euler, flow_heun) and schedule is not FLOW:
-        with pytest.raises(ValueError, match=r"need signal \+ noise = 1, .* take euler or heun"):
+        with pytest.raises(ValueError, match=r"need signal \+ noise = 1, .* take ddim or dpmpp_2m"):
             sample(sampler, curving(schedule), (2, 2), schedule, steps=5)
         return
     predict = ideal_predictor(POINTS, schedule, weights=SHARES)
@@ -141,6 +142,27 @@ def test_n_steps_yield_n_times_ask_as_often_as_they_say_and_end_at_the_data(
     assert len(asked) == n + extra
     if "churn" not in own:
         assert set(asked) == set(nodes(schedule, steps=n)[:-1])
+
+
+@pytest.mark.parametrize("sampler", [heun, edm, pndm])
+def test_karras_spacing_keeps_cosines_first_step_from_going_astray(sampler):
+    law = Gaussian(COSINE, m=0.5, v=0.25)
+    for n in (5, 10, 37):
+        x0 = sample(sampler, law.predict, (4000, 1), COSINE, timesteps=karras(COSINE, n))
+        assert x0.mean() == pytest.approx(0.5, abs=0.03)
+        assert x0.std() == pytest.approx(0.5, rel={5: 1.6, 10: 0.25, 37: 0.03}[n])
+
+
+@pytest.mark.parametrize(("schedule", "start"), [
+    (LINEAR, 600), (KARRAS, KARRAS.time(10)), (FLOW, 800), (Schedule.karras(sigma_max=0.5), 1000)],
+    ids=["linear", "karras", "flow", "low"])
+def test_sampling_from_below_T_starts_with_the_spread_that_noise_has_there(schedule, start):
+    times = [start, *np.linspace(start, 0, 400)[1:-1].tolist(), 0]
+    law = Gaussian(schedule, m=0.0, v=0.01)
+    x0 = sample(ddim, law.predict, (4000, 1), schedule, timesteps=times)
+    a, b = schedule.levels(start)
+    began = 1.0 if schedule is LINEAR else b
+    assert x0.std() == pytest.approx(0.1 * began / (a**2 * 0.01 + b**2) ** 0.5, rel=0.05)
 
 
 def test_guidance_draws_only_what_the_condition_allows():
@@ -392,8 +414,8 @@ def test_an_unknown_option_is_refused_with_the_reason(sampler, own, schedule):
 @pytest.mark.parametrize("schedule", [FLOW, COSINE.zero_terminal_snr()], ids=["flow", "zero-snr"])
 def test_who_divides_by_signal_says_what_to_take_where_there_is_none(sampler, schedule):
     x_T, predict = normal(0, 0, 0, (2, 3)), curving(schedule)
-    with pytest.raises(ValueError, match="has none at t = 1000; take ddim or flow_euler, or time"):
-        next(sampler(predict, x_T, schedule, steps=3))
+    with pytest.raises(ValueError, match="has none at t = 1000; take ddim or dpmpp_2m, or time"):
+        sampler(predict, x_T, schedule, steps=3)          # when called, not when first asked
     assert len(list(sampler(predict, x_T, schedule, timesteps=[990, 500, 0]))) == 2
 
 

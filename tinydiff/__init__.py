@@ -31,7 +31,7 @@ _HOME = {
                                     "image_to_image", "inpainted", "invert", "lcm", "nodes",
                                     "ode_log_likelihood", "pndm", "repaint", "sample", "slerp",
                                     "trace", "unipc", "vlb", "within"),
-    "tinydiff.predictor":          ("denoiser", "grad_log_prob"),
+    "tinydiff.predictor":          ("denoiser", "eps_vjp", "grad_log_prob"),
     "tinydiff.recipe":             ("Recipe", "load_recipe"),
     "tinydiff.generate":           ("Run", "load_run"),
 }

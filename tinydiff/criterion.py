@@ -21,16 +21,16 @@ def simple(said, draw, x0, schedule, predicts):
     return mse(said, draw.target, weight=draw.weight), None
 
 
-def hybrid(said, draw, x0, schedule, predicts):
-    """L_simple + 0.001 L_vlb, in bits/dim, whose gradient goes to the variance alone.  iDDPM Eq. 16
+def hybrid(said, draw, x0, schedule, predicts, weight=0.001):
+    """L_simple + λ L_vlb in bits/dim, the latter teaching the variance alone.  iDDPM Eq. 16
 
-    The mean inside the bound is detached: it is L_simple that teaches it.
+    λ = `weight`. The mean inside the bound is detached: it is L_simple that teaches it.
     """
     C = x0.shape[-1]
     named, v = said[..., :C], said[..., C:]
     bits = bound(named.detach(), v, draw, x0, schedule, predicts)
     error = mse(named, draw.target, weight=draw.weight)
-    return likelihood.hybrid(error, mean(bits), schedule.T), bits.data
+    return likelihood.hybrid(error, mean(bits), schedule.T, weight), bits.data
 
 
 def vlb(said, draw, x0, schedule, predicts):

@@ -67,11 +67,11 @@ class Run:
         def drawn(part):
             """x_T, then x_t after each step, of the pictures in this slice."""
             x_T = noise.batch(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, H, W, C)
-            x_T = self.schedule.prior_std * x_T
+            x_T = self.schedule.start_std(times[0]) * x_T
             yield x_T
             cond, uncond = words[prompt[part]], words[np.full(len(x_T), -1)]     # (N, L, D) each
-            predict = guided(*(denoiser(self.model.unet, self.schedule, context, chain=times)
-                               for context in (cond, uncond)), w)
+            predict = guided(denoiser(self.model.unet, self.schedule, cond),
+                             denoiser(self.model.unet, self.schedule, uncond), w)
             if self.recipe.sample.clip:
                 predict = clipped(predict, self.schedule)
             yield from SAMPLERS[asked["sampler"]](predict, x_T, self.schedule, timesteps=times,

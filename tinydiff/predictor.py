@@ -1,6 +1,7 @@
 """Where the two towers meet: a network on Tensors becomes functions on arrays."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -8,16 +9,17 @@ from tinydiff.autograd import Tensor, cross_entropy
 from tinydiff.backend import array_module
 from tinydiff.diffusion.objective import learned_log_variance
 from tinydiff.diffusion.prediction import PREDICTS, SCALES
+from tinydiff.diffusion.process import across
 
 
-def denoiser(unet, schedule, context=None, class_labels=None, *, chain=None):
+def denoiser(unet, schedule, context=None, class_labels=None):
     """A predictor (x_t, t) -> Prediction from a U-Net; t is the schedule's, in (0, T].
 
     Whatever the network predicts (unet.config.predicts), and however it counts time
     (unet.config.t_first), the Prediction holds x0 and eps. context (N, L, D) goes with x_t (N, …).
-    A network that learned its variance tells that of the step from t to the next smaller time of
-    `chain`, the nodes the sampler will visit (iDDPM Eq. 19); to t − 1 if there is no chain.
-    ValueError where it would name the noise of a schedule that ends without signal.
+    Of a network that learned its variance, log_variance is a function of s, the time the step goes
+    to: the sampler knows it (iDDPM Eq. 19). ValueError where it would name the noise of a schedule
+    that ends without signal.
     """
     refuse_eps_without_signal(unet, schedule)
 
@@ -26,8 +28,7 @@ def denoiser(unet, schedule, context=None, class_labels=None, *, chain=None):
         p, v = as_said(unet, schedule, x_t, t, output)
         if not v.size:
             return p
-        s = max(t - 1, 0) if chain is None else max((s for s in chain if s < t), default=0)
-        return p._replace(log_variance=learned_log_variance(schedule, v, t, s))
+        return p._replace(log_variance=partial(learned_log_variance, schedule, v, t))
 
     return predict
 
@@ -70,8 +71,9 @@ def grad_log_prob(classifier):
 
 
 def as_heard(unet, schedule, x, t):
-    """x_t and t as the network takes them: scaled if it wants that, in its own count."""
-    return SCALES[unet.config.predicts](*schedule.levels(t)) * x, t - 1 + unet.config.t_first
+    """x_t and t, one number or (N,), as the network takes them: scaled, in its own count."""
+    scale = SCALES[unet.config.predicts](*schedule.levels(t))
+    return across(scale, x) * x, t - 1 + unet.config.t_first
 
 
 def as_said(unet, schedule, x, t, output):

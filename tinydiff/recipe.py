@@ -11,7 +11,7 @@ import numpy as np
 
 from tinydiff import criterion
 from tinydiff.data import check_name
-from tinydiff.diffusion import Prediction, Schedule, min_snr, p2, samplers, spacing, unweighted
+from tinydiff.diffusion import Schedule, min_snr, p2, samplers, spacing, unweighted
 from tinydiff.models import TextEncoderConfig, UNetConfig
 
 SHIPPED  = Path(__file__).parent / "recipes"
@@ -55,6 +55,9 @@ class DiffusionTable:
     def __post_init__(self):
         nearest(self.loss, LOSSES, "loss")
         nearest(self.weight, WEIGHTS, "weight of the loss")
+        if self.loss == "vlb" and self.weight != "unweighted":
+            raise ValueError(f"recipe: diffusion.weight = {self.weight} changes the simple loss, "
+                             "but diffusion.loss = vlb has none; leave it out")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class SampleTable:
 
     def __post_init__(self):
         nearest(self.sampler, SAMPLERS, "sampler")
-        nearest(self.spacing, {"own", *SPACINGS}, "spacing")
+        nearest(self.spacing, ["own", *SPACINGS], "spacing")
         if not isfinite(self.guidance):
             raise ValueError(f"recipe: sample.guidance expects a finite number, "
                              f"got {self.guidance}")
@@ -212,11 +215,10 @@ def load_recipe(name):
 
 
 def walk(schedule, sampler, steps, spaced):
-    """The nodes of so many steps.  ValueError where the sampler cannot walk them: it tries one."""
+    """The nodes of so many steps.  ValueError where the sampler cannot walk them."""
     spaced = OWN_SPACING.get(sampler, "trailing") if spaced == "own" else spaced
     times = SPACINGS[spaced](schedule, steps)
-    x_T = np.zeros((1, 1))
-    next(SAMPLERS[sampler](lambda x_t, t: Prediction(x_t, x_t), x_T, schedule, timesteps=times))
+    SAMPLERS[sampler](None, np.zeros((1, 1)), schedule, timesteps=times)   # refused when called
     return times
 
 
@@ -224,7 +226,8 @@ def nearest(name, known, what):
     """Raise ValueError unless `name` is known, with the nearest name that is."""
     if name not in known:
         guess = get_close_matches(name, known, n=1, cutoff=0)
-        raise ValueError(f"there is no {what} called {name!r}; did you mean {guess[0]!r}?")
+        raise ValueError(f"there is no {what} called {name!r}; did you mean {guess[0]!r}? "
+                         f"There are {', '.join(sorted(known))}")
 
 
 def typed(path, value, kind):

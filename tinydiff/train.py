@@ -21,12 +21,11 @@ from tinydiff import checkpoint, images
 from tinydiff.autograd.blame import first_bad
 from tinydiff.data import batch_indices, captions
 from tinydiff.diffusion import noise, objective
-from tinydiff.diffusion.prediction import SCALES
-from tinydiff.diffusion.process import across
 from tinydiff.files import append, write_atomically
 from tinydiff.models import TextToImage, Tokenizer
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
+from tinydiff.predictor import as_heard
 from tinydiff.progress import bar, interruptible
 from tinydiff.recipe import LOSSES, WEIGHTS, Recipe
 
@@ -94,10 +93,8 @@ class Training:
         draw = objective.draw(self.schedule, x0, config.predicts, seed=seed, step=step,
                               weigh=WEIGHTS[recipe.diffusion.weight],
                               times=self.moments and self.moments.draw)
-        scale = SCALES[config.predicts](*self.schedule.levels(draw.t))
-        # LDM Eq. 3
-        said = self.model(across(scale, x0) * draw.x_t, draw.t - 1 + config.t_first, ids,
-                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))
+        said = self.model(*as_heard(self.model.unet, self.schedule, draw.x_t, draw.t), ids,
+                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))   # LDM Eq. 3
         loss, bits = LOSSES[recipe.diffusion.loss](said, draw, x0, self.schedule, config.predicts)
         self.terms = draw.t, bits                         # of L_vlb, should the step be taken
         if not isfinite(loss.item()):

@@ -4,6 +4,7 @@ All of it is sampling begun elsewhere or bent on the way; no network is trained 
 """
 
 from itertools import count, pairwise
+from numbers import Integral
 
 import numpy as np
 
@@ -23,8 +24,7 @@ def image_to_image(sampler, predict, x0, schedule, *, strength, steps, seed=0, *
     noise is the one `sample` would start from. Yields and takes what the sampler does.
     ValueError for another strength, one too small for so many steps, and pictures not of floats.
     """
-    if x0.dtype.kind != "f":
-        raise ValueError(f"image_to_image: x0 must hold floats in [-1, 1], got {x0.dtype}")
+    x0 = floats(x0, x0, "x0")
     times = strength_nodes(schedule, strength, steps)
     eps = array_module(x0).asarray(
         batch(seed, range(len(x0)), 0, x0.shape[1:], x0.dtype, purpose=X_T))
@@ -37,7 +37,7 @@ def strength_nodes(schedule, strength, steps):
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], where 1 is all noise, got {strength}")
     start = max(1, round(strength * schedule.T))
-    if not 1 <= steps <= start:
+    if not isinstance(steps, Integral) or not 1 <= steps <= start:
         raise ValueError(f"strength {strength} of T = {schedule.T} leaves {start} whole times for "
                          f"{steps} steps; take 1 to {start} steps, or more strength")
     return np.linspace(start, 0, steps + 1).round().astype(int).tolist()
@@ -47,11 +47,12 @@ def inpainted(predict, schedule, *, known, mask):
     """A predictor that knows x0 where mask is 0 and paints where it is 1: any sampler inpaints.
 
     known and mask broadcast against x_t; a mask between 0 and 1 blends. eps follows x0.
+    ValueError where they do not fit, and for a known picture that is not of floats.
     """
 
     def predict_painted(x_t, t):
-        p, paint = predict(x_t, t), mask.astype(x_t.dtype)
-        sure = from_x0(x_t, known.astype(x_t.dtype), *schedule.levels(t))
+        p, paint = predict(x_t, t), fitting(mask, x_t, "mask")
+        sure = from_x0(x_t, floats(known, x_t, "known"), *schedule.levels(t))
         return p._replace(x0=paint * p.x0 + (1 - paint) * sure.x0,
                           eps=paint * p.eps + (1 - paint) * sure.eps)
 
@@ -67,12 +68,12 @@ def repaint(predict, x_T, schedule, *, known, mask, steps=None, timesteps=None, 
     back up by the forward process between; those that end at t = 0 once. known and mask broadcast
     against x_T. ValueError unless the mask holds only 0 and 1, and both counts are at least 1.
     """
-    if not ((mask == 0) | (mask == 1)).all() or min(resample, jump) < 1:
+    known, paint = floats(known, x_T, "known"), fitting(mask, x_T, "mask")
+    if not ((paint == 0) | (paint == 1)).all() or min(resample, jump) < 1:
         raise ValueError(f"repaint: expected a mask of 0 (known) and 1 (to paint), resample and "
-                         f"jump of at least 1, got a mask from {mask.min()} to {mask.max()}, "
+                         f"jump of at least 1, got a mask from {paint.min()} to {paint.max()}, "
                          f"resample {resample}, jump {jump}")
     xp = array_module(x_T)
-    known, paint = xp.broadcast_to(known, x_T.shape).astype(x_T.dtype), mask.astype(x_T.dtype)
     x_t, z, draws = x_T, noise_source(noise, seed, x_T), count()
     times = nodes(schedule, steps, timesteps)
     for i in range(0, len(times) - 1, jump):
@@ -87,6 +88,24 @@ def repaint(predict, x_T, schedule, *, known, mask, steps=None, timesteps=None, 
                     yield x_t
             if again:
                 x_t = forward(x_t, schedule, block[0], block[-1], z(next(draws)))
+
+
+def fitting(a, x, name):
+    """`a` stretched to x (N, …) in its dtype; ValueError if it does not fit."""
+    xp = array_module(x)
+    try:
+        return xp.broadcast_to(xp.asarray(a), x.shape).astype(x.dtype)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast against x_t, {x.shape}, got shape "
+                         f"{np.shape(a)}") from None
+
+
+def floats(a, x, name):
+    """The same for pictures, which are floats in [-1, 1]; ValueError for bytes, whole numbers."""
+    kind = array_module(x).asarray(a).dtype
+    if kind.kind != "f":
+        raise ValueError(f"{name} must hold floats in [-1, 1], got {kind}")
+    return fitting(a, x, name)
 
 
 def forward(x_s, schedule, t, s, z):
@@ -115,15 +134,18 @@ def slerp(a, b, share):
     """From a (share 0) to b (1) along the arc between: noise that stays as long as noise is.
 
     a and b (N, …), each image turned by itself; share is a number, or (N,). Shoemake 1985, DDIM
-    §5.3. ValueError where an image of b points exactly away from that of a: no arc is shortest.
+    §5.3. ValueError where an image of b points exactly away from that of a, so that no arc is
+    shortest, and for an image of zeros.
     """
     xp, axes = array_module(a), tuple(range(1, a.ndim))
     ab, aa, bb = ((u * v).sum(axis=axes, keepdims=True) for u, v in ((a, b), (a, a), (b, b)))
+    if not (aa * bb).all():
+        raise ValueError("slerp: an image of zeros points nowhere; draw another")
     angle = xp.arccos((ab / (aa * bb) ** 0.5).clip(-1, 1)) / np.pi         # in half turns
     if (angle > 0.999).any():
         raise ValueError("slerp: an image of b points away from its image of a, so no arc between "
                          "them is the shortest; draw another")
-    to_b = across(share, a)
+    to_b = across(np.asarray(share), a)
 
     def turned(part):                                            # sin(part θ)/sin θ, also at θ = 0
         return part * xp.sinc(part * angle) / xp.sinc(angle)

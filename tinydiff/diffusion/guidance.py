@@ -3,7 +3,7 @@
 A guided predictor is again a predictor, so guidance, samplers and networks combine freely.
 """
 
-from tinydiff.diffusion.prediction import PREDICTS, TARGETS, Prediction, from_x0
+from tinydiff.diffusion.prediction import Prediction, dialect, from_x0
 
 
 def guided(cond, uncond, w):
@@ -35,20 +35,24 @@ def composed(uncond, conds, weights):
     return predict
 
 
-def guided_rescaled(cond, uncond, w, schedule, *, rescale=0.7, predicts="eps"):
+def guided_rescaled(cond, uncond, w, schedule, *, predicts, rescale=0.7):
     """Classifier-free guidance that does not overexpose.  Lin et al. 2305.08891, §3.4
 
     The share `rescale` of what the network names, `predicts`, is brought back to the standard
-    deviation that it has in `cond`, picture by picture; 0 is `guided`.
+    deviation that it has in `cond`, picture by picture; 0 is `guided`. ValueError for a dialect
+    that is none, and for another share.
     """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"guided_rescaled: rescale is a share from 0 to 1, got {rescale}")
+    convert, target_of = dialect(predicts)
 
     def predict(x_t, t):
         levels = schedule.levels(t)
         c = cond(x_t, t)
         p = guided(lambda *_: c, uncond, w)(x_t, t)
-        said, past = (TARGETS[predicts](q.x0, q.eps, *levels) for q in (c, p))
+        said, past = (target_of(q.x0, q.eps, *levels) for q in (c, p))
         ratio = spread(said) / spread(past).clip(1e-30)          # a flat picture stays flat
-        p = PREDICTS[predicts](x_t, past * (rescale * ratio + (1 - rescale)), *levels)
+        p = convert(x_t, past * (rescale * ratio + (1 - rescale)), *levels)
         return p._replace(log_variance=c.log_variance)
 
     return predict

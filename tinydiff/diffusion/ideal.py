@@ -9,9 +9,9 @@ any network; and a trained network can be told how far it is from the best possi
 import numpy as np
 
 from tinydiff.backend import array_module, normal_cdf
-from tinydiff.diffusion.noise import SAMPLER, TRAIN_EPS, batch, generator
+from tinydiff.diffusion.noise import DATA, TRAIN_EPS, batch, generator
 from tinydiff.diffusion.objective import error_ratio
-from tinydiff.diffusion.prediction import TARGETS, from_x0
+from tinydiff.diffusion.prediction import dialect, from_x0
 
 
 class Mixture:
@@ -27,7 +27,7 @@ class Mixture:
         weights = xp.ones(M) if weights is None else xp.asarray(weights, dtype=np.float64)
         if weights.shape != (M,) or not (weights > 0).all():
             raise ValueError(f"weights must be {M} positive numbers, one for each data point, "
-                             f"got shape {weights.shape}")
+                             f"got {weights.tolist()}")
         self.shape = np.shape(means)[1:]
         self.means = xp.asarray(means, dtype=np.float64).reshape(M, -1)                 # (M, D)
         self.variance = xp.broadcast_to(xp.asarray(std, dtype=np.float64) ** 2, (M,))
@@ -41,7 +41,7 @@ class Mixture:
 
     def draw(self, n, seed=0):
         """n pictures x0 (n, …)."""
-        rng = generator(seed, 0, purpose=SAMPLER)
+        rng = generator(seed, 0, purpose=DATA)
         i = rng.choice(len(self.weights), n, p=self.weights)
         z = rng.standard_normal((n, self.means.shape[1]))
         return (self.means[i] + self.variance[i, None] ** 0.5 * z).reshape(n, *self.shape)
@@ -145,7 +145,10 @@ class Mixture:
         xp, (signal, variance) = array_module(x_t), self._noised(t, schedule)
         if not variance.all():
             raise _clean(t)
-        x = x_t.reshape(len(x_t), -1).astype(np.float64)
+        if x_t.shape[1:] != self.shape:
+            raise ValueError(f"the ideal predictor knows data of shape {self.shape}, got x_t "
+                             f"{x_t.shape}")
+        x = x_t.reshape(len(x_t), self.means.shape[1]).astype(np.float64)
         square = (x**2).sum(1)[:, None] + signal**2 * self.square                       # (N, M)
         log_joint = xp.log(self.weights) - 0.5 * x.shape[1] * xp.log(2 * np.pi * variance) \
             + (signal * (x @ self.means.T) - 0.5 * square) / variance
@@ -186,8 +189,9 @@ def _losses(predictors, x0, schedule, t, step, predicts, seed):
     """Each predictor's squared error per dimension on each image -> (predictors, N)."""
     xp, levels = array_module(x0), schedule.levels(t)
     eps = xp.asarray(batch(seed, range(len(x0)), step, x0.shape[1:], x0.dtype, purpose=TRAIN_EPS))
-    x_t, target = schedule.q_sample(x0, t, eps), TARGETS[predicts](x0, eps, *levels)
-    found = [TARGETS[predicts](p.x0, p.eps, *levels) for p in (f(x_t, t) for f in predictors)]
+    x_t, (_, target_of) = schedule.q_sample(x0, t, eps), dialect(predicts)
+    target = target_of(x0, eps, *levels)
+    found = [target_of(p.x0, p.eps, *levels) for p in (f(x_t, t) for f in predictors)]
     return xp.stack([((said - target) ** 2).reshape(len(x0), -1).mean(1) for said in found])
 
 

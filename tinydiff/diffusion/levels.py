@@ -45,6 +45,10 @@ class Levels(Schedule):
         signal, noise = np.where(part == 0, below, below * (1 - part) + above * part)
         return (signal, noise) if signal.ndim else (float(signal), float(noise))
 
+    def start_std(self, t):
+        """noise(t): x_t is noise alone, nothing keeps its variance."""
+        return self.noise(t)
+
     def alpha_bar_at(self, t):
         """ᾱ of x_t scaled to keep its variance: signal²/(signal² + noise²)."""
         signal, noise = self.levels(t)

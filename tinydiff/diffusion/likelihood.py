@@ -17,7 +17,7 @@ from tinydiff.diffusion.noise import SAMPLER, batch
 from tinydiff.diffusion.objective import log_variance_range
 from tinydiff.diffusion.samplers.ancestral import fixed_large, fixed_small
 from tinydiff.diffusion.samplers.contract import ask, noise_source
-from tinydiff.diffusion.spacing import nodes
+from tinydiff.diffusion.spacing import karras, nodes
 
 LN2 = log(2)                                                     # nats in one bit
 
@@ -89,11 +89,11 @@ def vlb(predict, x0, schedule, *, steps=None, timesteps=None, variance=fixed_sma
     xp, draw = array_module(x0), noise_source(None, seed, x0)
     exact = x0.astype(np.float64)
     terms, mse = [], []
-    for step, (t, s) in enumerate(pairwise(times)):
+    for step, (above, (t, s)) in enumerate(zip([None, *times], pairwise(times))):
         x_t = schedule.q_sample(x0, t, draw(step))               # DDPM Eq. 4
-        p = ask(predict, x_t, t)
+        p = ask(predict, x_t, t, s, above)
         x0_hat, wide = p.x0.astype(np.float64), x_t.astype(np.float64)
-        log_variance = _log_variance(variance, schedule, t, s) if p.log_variance is None \
+        log_variance = _log_variance(variance, schedule, t, s, above) if p.log_variance is None \
             else p.log_variance
         mean, _ = schedule.posterior(x0_hat, wide, t, s)         # DDPM Eq. 7, 11
         terms.append(vlb_term(mean, log_variance, schedule=schedule, x0=exact, x_t=wide, t=t, s=s,
@@ -113,10 +113,10 @@ def exact_vlb(mixture, schedule, *, steps=None, timesteps=None, variance=fixed_l
     """
     times = _down_to_clean(schedule, steps, timesteps)
     terms, errors = [], []
-    for t, s in pairwise(times):
+    for above, (t, s) in zip([None, *times], pairwise(times)):
         error, _ = mixture.optimal_loss(schedule, t, "x0")       # of x0_hat, per dimension
         c_0, _ = schedule.posterior(1.0, np.zeros(1), t, s)      # the mean errs by c_0 as much
-        away, log_variance = c_0 * error**0.5, _log_variance(variance, schedule, t, s)
+        away, log_variance = c_0 * error**0.5, _log_variance(variance, schedule, t, s, above)
         terms.append(kl(0, log(schedule.posterior_variance(t, s)), away, log_variance)[0]
                      if s > 0 else gaussian(0, away, log_variance)[0])
         errors.append([error])
@@ -140,16 +140,20 @@ def ode_log_likelihood(predict, x, schedule, *, steps=None, timesteps=None, vjp=
                        seed=0):
     """log p(x) in nats (N,) of x (N, …) at the last node, along the probability-flow ODE.
 
-    Nodes as a sampler's; the last must lie above t = 0, so a node at 0 is left out. With
+    steps: that many Karras-spaced nodes down to t = 1; timesteps end above 0. With
     x̄ = x_t/signal, dx̄/dσ = eps and d log p(x̄)/dσ = −div eps; Heun's method takes both up to the
     first node, where x is normal. The divergence is exact, by D products, or the mean over `probes`
     random signs (Hutchinson). vjp(x_t, t, dy) -> ∂(Σ eps·dy)/∂x_t; differences if left out.
-    ValueError where sigma is infinite.  DDIM Eq. 14, Song et al. 2011.13456 App. D.2
+    ValueError where sigma is infinite or 0, and for probes < 1.  DDIM Eq. 14, Song et al.
+    2011.13456 App. D.2
     """
-    times = [t for t in nodes(schedule, steps, timesteps) if t > 0][::-1]        # rising
-    if schedule.signal(times[-1]) == 0:
-        raise ValueError(f"ode_log_likelihood: no signal is left at t = {times[-1]}, where sigma "
-                         f"is infinite; start the timesteps below it")
+    if steps is not None and timesteps is None:
+        steps, timesteps = None, karras(schedule, steps)[:-1]
+    times = nodes(schedule, steps, timesteps)[::-1]                              # rising
+    if times[0] == 0 or schedule.signal(times[-1]) == 0 or (probes is not None and probes < 1):
+        raise ValueError(f"ode_log_likelihood: expected times above 0 where signal is left, and "
+                         f"probes of at least 1, got t from {times[-1]} to {times[0]} of schedule "
+                         f"{schedule.name} and probes={probes}")
     D = x[0].size
     directions = _directions(x, probes, seed)
 
@@ -166,7 +170,7 @@ def ode_log_likelihood(predict, x, schedule, *, steps=None, timesteps=None, vjp=
         eps_next, divergence_next = slopes(x_bar + d_sigma * eps, t)
         x_bar = x_bar + 0.5 * d_sigma * (eps + eps_next)                         # EDM Alg. 1
         growth = growth + 0.5 * d_sigma * (divergence + divergence_next)
-    signal, std = schedule.signal(times[-1]), schedule.prior_std
+    signal, std = schedule.signal(times[-1]), schedule.start_std(times[-1])
     square = ((x_bar * (signal / std)).astype(np.float64) ** 2).reshape(len(x), -1).sum(1)
     return growth + D * log(signal) - 0.5 * (square + D * log(2 * pi * std**2))
 
@@ -192,10 +196,10 @@ def _product(predict, x_t, t, r, noise, vjp):
     return (change.astype(np.float64) * r).reshape(len(r), -1).sum(1)
 
 
-def _log_variance(variance, schedule, t, s):
-    """The log of the model's variance, or of the step above's where that is 0."""
+def _log_variance(variance, schedule, t, s, above):
+    """The log of the model's variance, or of the step from `above` where that is 0."""
     value = float(variance(schedule, t, s))
-    return log(value) if value > 0 else float(log_variance_range(schedule, t, s)[0])
+    return log(value) if value > 0 else float(log_variance_range(schedule, t, s, above)[0])
 
 
 def _down_to_clean(schedule, steps, timesteps):

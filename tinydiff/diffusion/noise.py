@@ -10,7 +10,7 @@ from itertools import count
 
 import numpy as np
 
-X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT = range(6)     # purposes never share a word
+X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT, DATA = range(7)    # never share a word
 
 
 def words(seed, purpose, image, step, n):
@@ -39,7 +39,13 @@ def normal(seed, image, step, shape, dtype=np.float32, *, purpose=X_T):
 
 
 def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
-    """The noise of several images, `normal` for each index in `images` -> (N, *shape)."""
+    """The noise of several images, `normal` for each index in `images` -> (N, *shape).
+
+    ValueError for a dtype that noise would be cut off in: pictures must be floats.
+    """
+    if np.dtype(dtype).kind != "f":
+        raise ValueError(f"noise needs floats, and x is of {np.dtype(dtype)}; give pictures as "
+                         f"floats in [-1, 1]")
     size = int(np.prod(shape))
     n = size + size % 2                                           # words come in pairs
     rows = [words(seed, purpose, image, step, n) for image in images]

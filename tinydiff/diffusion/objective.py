@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, batch, uniform
-from tinydiff.diffusion.prediction import TARGETS
+from tinydiff.diffusion.prediction import dialect
 from tinydiff.diffusion.process import across
 
 
@@ -28,7 +28,7 @@ def error_ratio(predicts, signal, noise):
 
     Given x_t, an error e in x0 is one of −e·signal/noise in eps; every target is linear in the two.
     """
-    return TARGETS[predicts](1.0, -signal / noise, signal, noise) ** 2
+    return dialect(predicts)[1](1.0, -signal / noise, signal, noise) ** 2
 
 
 def unweighted(snr, predicts):
@@ -37,7 +37,10 @@ def unweighted(snr, predicts):
 
 
 def min_snr(snr, predicts, gamma=5.0):
-    """Min-SNR-γ: the x0 loss weighted by min(snr, γ), said in the network's dialect."""
+    """Min-SNR-γ: the x0 loss weighted by min(snr, γ), said in the network's dialect.
+
+    Hang et al. 2303.09556 §3
+    """
     return np.minimum(snr, gamma) / _ratio(snr, predicts)
 
 
@@ -64,25 +67,26 @@ def _ratio(snr, predicts):
     return error_ratio(predicts, (snr / (1 + snr)) ** 0.5, (1 + snr) ** -0.5)
 
 
-def log_variance_range(schedule, t, s):
+def log_variance_range(schedule, t, s, above=None):
     """log β̃ and log β of the step from t to s, between which a network learns -> (low, high)
 
-    β̃ is 0 where s = 0; there it is that of the step above, from min(2t, T) to t (of its lower half
-    where t = T), as in the code of iDDPM.
+    β̃ is 0 where s = 0; there it is that of the step from `above` to t, as in the code of iDDPM:
+    from min(2t, T) if left out, and of the step's own lower half where t = T.
     """
-    last, above = np.equal(s, 0), np.minimum(2 * np.asarray(t), schedule.T)
+    above = np.minimum(2 * np.asarray(t), schedule.T) if above is None else above
+    last = np.equal(s, 0)
     start = np.where(last, above, t)
     end = np.where(last, np.where(above > t, t, above / 2), s)
     return np.log(schedule.posterior_variance(start, end)), np.log(schedule.step_variance(t, s))
 
 
-def learned_log_variance(schedule, v, t, s):
+def learned_log_variance(schedule, v, t, s, above=None):
     """log σ² = f log β + (1 − f) log β̃, f = (v + 1)/2.  iDDPM Eq. 15, ADM Eq. 1, CFG Eq. 4
 
     v (N, …), the network's own output, in [-1, 1] if it stays between the two; t and s one number
     each or (N,). It is linear in v, which may be a Tensor of the host.
     """
-    low, high = (across(end, v) for end in log_variance_range(schedule, t, s))
+    low, high = (across(end, v) for end in log_variance_range(schedule, t, s, above))
     return low + (v + 1) * ((high - low) * 0.5)                  # iDDPM Eq. 15
 
 
@@ -126,8 +130,7 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     Row n draws from the address (seed, n, step), so a resumed run goes on as if never stopped.
     ValueError for another `predicts`.
     """
-    if predicts not in TARGETS:
-        raise ValueError(f"predicts must be one of {', '.join(TARGETS)}, got {predicts!r}")
+    _, target_of = dialect(predicts)
     rows = range(len(x0))
     u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in rows])
     t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
@@ -135,7 +138,7 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     eps = xp.asarray(batch(seed, rows, step, x0.shape[1:], x0.dtype, purpose=TRAIN_EPS))
     x_t = schedule.q_sample(x0, t, eps)                          # DDPM Eq. 4
     signal, noise = (across(level, x0) for level in schedule.levels(t))
-    target = TARGETS[predicts](x0, eps, signal, noise)
+    target = target_of(x0, eps, signal, noise)
     # DDIM Eq. 5
     weight = xp.asarray(share * weigh(schedule.snr(t), predicts), dtype=x0.dtype)
     return Draw(t, eps, x_t, target, weight)

@@ -17,7 +17,7 @@ class Prediction(NamedTuple):
 
     x0: Any
     eps: Any
-    log_variance: Any = None                     # of the step down, if the network learned it
+    log_variance: Any = None                     # of the step to s, or a function of s; if learned
 
 
 def from_eps(x_t, eps, signal, noise):
@@ -103,6 +103,13 @@ def edm_scale(signal, noise, sigma_data=0.5):
 def as_it_is(signal, noise):
     """All other networks see x_t itself."""
     return 1.0
+
+
+def dialect(predicts):
+    """(from, to): the two functions of a dialect by name; ValueError for another name."""
+    if predicts not in PREDICTS:
+        raise ValueError(f"predicts must be one of {', '.join(PREDICTS)}, got {predicts!r}")
+    return PREDICTS[predicts], TARGETS[predicts]
 
 
 PREDICTS = {"eps": from_eps, "x0": from_x0, "v": from_v,     # by the name in recipe or checkpoint

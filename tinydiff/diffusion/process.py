@@ -43,8 +43,12 @@ class Process:
 
     @property
     def prior_std(self):
-        """The standard deviation of x_T that sampling starts from: 1, or sigma_max if larger."""
-        return max(1.0, self.noise(self.T))
+        """The standard deviation of x_T: 1 where the variance is kept, else noise(T)."""
+        return self.start_std(self.T)
+
+    def start_std(self, t):
+        """The deviation that noise is given where sampling starts at t, that of data without x0."""
+        return 1.0
 
     def q_sample(self, x0, t, eps):
         """Noise clean data to time t in one step.  DDPM Eq. 4

@@ -8,7 +8,7 @@ a "previous" table nor a special last step. What follows from them is in `proces
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
-from math import log
+from math import inf, log
 from numbers import Integral
 
 import numpy as np
@@ -74,7 +74,7 @@ class Schedule(Process):
 
         The offset s keeps beta_1 from vanishing. ValueError if s is negative.
         """
-        if not s >= 0:
+        if not 0 <= s < inf:
             raise ValueError(f"schedule cosine: the offset s must not be negative, got {s}")
         t = np.arange(_whole(T) + 1)
         f = np.cos((t / T + s) / (1 + s) * np.pi / 2) ** 2                 # iDDPM Eq. 17
@@ -123,9 +123,9 @@ class Schedule(Process):
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar, name="from_alpha_bar", T=1000):
-        """The schedule with a given ᾱ: a table (T + 1,), or a function of t/T from 0 to 1.
+        """The schedule with a given ᾱ: a table (of its own T), or a function of t/T from 0 to 1.
 
-        It falls strictly from 1, perhaps to 0 (no signal left at T). ValueError for any other.
+        It falls strictly from 1, perhaps to 0 (no signal). ValueError for any other.
         """
         if callable(alpha_bar):
             alpha_bar = [alpha_bar(t / T) for t in range(_whole(T) + 1)]
@@ -133,8 +133,8 @@ class Schedule(Process):
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1 or alpha_bar[-1] < 0 \
                 or not (np.diff(alpha_bar) < 0).all():
             raise ValueError(f"schedule {name}: alpha_bar must be a table of T + 1 numbers that "
-                             f"fall strictly from 1 and never below 0, got shape "
-                             f"{alpha_bar.shape}; index 0 is clean data")
+                             f"fall strictly from 1 (clean data, t = 0), never below 0, got "
+                             f"{np.array2string(alpha_bar, threshold=6, edgeitems=2)}")
         alpha = np.concatenate([[1.0], alpha_bar[1:] / alpha_bar[:-1]])
         parameters = {"alpha_bar": alpha_bar.tolist()}
         return cls(name, len(alpha_bar) - 1, parameters, 1 - alpha, alpha, alpha_bar)
@@ -156,10 +156,7 @@ class Schedule(Process):
 
     @classmethod
     def named(cls, name, T=1000, **parameters):
-        """The schedule that a recipe or checkpoint names; undoes `config`.
-
-        ValueError with the nearest name for an unknown one, and for a parameter it does not take.
-        """
+        """The schedule that a recipe or checkpoint names.  ValueError with the nearest for none."""
         if "alpha_bar" in parameters:
             return cls.from_alpha_bar(parameters["alpha_bar"], name)
         if "signal" in parameters:
@@ -222,6 +219,8 @@ class Schedule(Process):
 
         √ᾱ is shifted so that its last entry is 0 and stretched so that its first stays.
         """
+        if self.T == 1:
+            raise ValueError("zero_terminal_snr: T must be above 1, one step would keep nothing")
         root = self.alpha_bar**0.5                                         # entry 0 stays 1
         root[1:] = (root[1:] - root[-1]) * root[1] / (root[1] - root[-1])
         return Schedule.from_alpha_bar(root**2, f"{self.name}_zero_snr")

@@ -75,8 +75,8 @@ def quadratic(schedule, n):
 def karras(schedule, n, rho=7.0, sigma_max=80.0):
     """n noise levels evenly spaced in σ^(1/ρ), from sigma_max or sigma(T) to sigma(1); then 0.
 
-    Samplers that walk in σ need it: where sigma(T) is far above 80, as in `Schedule.cosine`, their
-    first step would be too long. The times are floats, T where it starts there.  EDM Eq. 5
+    Higher levels, as `Schedule.cosine` has, hold nothing but noise. The times are floats, T
+    where it starts there.  EDM Eq. 5
     """
     top = min(sigma_max, schedule.sigma(schedule.T))
     sigmas = karras_sigmas(_steps(schedule, n), schedule.sigma(1), top, rho)

@@ -70,8 +70,8 @@ class UNetConfig:
         if self.predicts not in ("eps", "x0", "v", "velocity", "edm"):
             raise ValueError('UNetConfig: predicts is "eps", "x0", "v", "velocity" or "edm", '
                              f"not {self.predicts!r}")
-        for name in ("channels", "base", "blocks", "emb", "heads", "groups", "patch"):
-            if (value := getattr(self, name)) < 1:
+        for name in "channels base blocks emb heads groups patch context_width classes".split():
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"UNetConfig: {name} must be at least 1, got {value}")
         if not self.mults or min(self.mults) < 1:
             raise ValueError("UNetConfig: mults needs a number of at least 1 for each level, "

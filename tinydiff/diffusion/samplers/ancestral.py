@@ -32,7 +32,7 @@ def ddpm(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=No
     # DDPM Eq. 1, Alg. 2, iDDPM Eq. 3, ADM Eq. 21, LDM Eq. 8, 10
     x_t, z = x_T, noise_source(noise, seed, x_T)
     for step, (t, s) in enumerate(pairwise(nodes(schedule, steps, timesteps))):
-        p = ask(predict, x_t, t)
+        p = ask(predict, x_t, t, s)
         x_t, _ = schedule.posterior(p.x0, x_t, t, s)                       # DDPM Eq. 7
         if s > 0:                                                          # Alg. 2: else z = 0
             x_t = x_t + _deviation(p, variance, schedule, t, s) * z(step)
@@ -48,7 +48,7 @@ def ddpm_eps_form(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0,
     """
     x_t, z = x_T, noise_source(noise, seed, x_T)
     for step, (t, s) in enumerate(pairwise(nodes_with_signal(schedule, steps, timesteps))):
-        p = ask(predict, x_t, t)
+        p = ask(predict, x_t, t, s)
         root_alpha = schedule.signal(t) / schedule.signal(s)               # √α_t if s = t − 1
         share = schedule.step_variance(t, s) / schedule.noise(t)           # (1 − α_t)/√(1 − ᾱ_t)
         # iDDPM Eq. 13, ADM Eq. 27

@@ -6,6 +6,7 @@ x_t at each but the first. Noise comes from the address (seed, row in the batch,
 `noise`, an iterable of arrays, one for each draw. float32 in, float32 out.
 """
 
+from collections import deque
 from functools import wraps
 from inspect import signature
 
@@ -26,8 +27,9 @@ def sampler(generator):
     ValueError for an option it does not take, for nodes that cannot be walked, and unless x_T
     holds floats.
     """
-    takes = list(signature(generator).parameters)[3:]
-    is_ode = "noise_source" not in generator.__code__.co_names             # it never draws
+    takes, uses = list(signature(generator).parameters)[3:], generator.__code__.co_names
+    is_ode = "noise_source" not in uses                   # it never draws
+    times = next((f for f in (nodes_with_signal, straight_nodes) if f.__name__ in uses), nodes)
 
     @wraps(generator)
     def call(predict, x_T, schedule, **options):
@@ -36,7 +38,7 @@ def sampler(generator):
                 f"its options are {', '.join(takes)}"
             who = f"; {FRESH_NOISE[option]}" if option in FRESH_NOISE else ""
             raise ValueError(f"{generator.__name__} takes no {option}: {why}{who}")
-        nodes(schedule, options.get("steps"), options.get("timesteps"))
+        times(schedule, options.get("steps"), options.get("timesteps"))
         if x_T.dtype.kind != "f":
             raise ValueError(f"x_T must hold floats, got {x_T.dtype}; draw it standard normal")
         return generator(predict, x_T, schedule, **options)
@@ -49,14 +51,20 @@ def sample(sampler, predict, shape, schedule, *, seed=0, **options):
 
     The options are the sampler's: steps or timesteps, noise, and its own.
     """
-    x_T = schedule.prior_std * batch(seed, range(shape[0]), 0, shape[1:], np.float32, purpose=X_T)
-    *_, x0 = sampler(predict, x_T, schedule, seed=seed, **options)
-    return x0
+    start, *_ = nodes(schedule, options.get("steps"), options.get("timesteps"))
+    z = batch(seed, range(shape[0]), 0, shape[1:], np.float32, purpose=X_T)
+    walk = sampler(predict, schedule.start_std(start) * z, schedule, seed=seed, **options)
+    return deque(walk, maxlen=1).pop()                    # of all x_t only the last is kept
 
 
-def ask(predict, x_t, t):
-    """The Prediction at (x_t, t) in x_t's dtype; ValueError unless x0 and eps have its shape."""
+def ask(predict, x_t, t, s=None, above=None):
+    """The Prediction at (x_t, t) in x_t's dtype; ValueError unless x0 and eps have its shape.
+
+    A log-variance that is a function is asked for the step to s, behind one from `above` to t.
+    """
     p = predict(x_t, t)
+    if callable(p.log_variance):
+        p = p._replace(log_variance=None if s is None else p.log_variance(s, above))
     if p.x0.shape != x_t.shape or p.eps.shape != x_t.shape:
         raise ValueError(f"the predictor must return x0 and eps in the shape of x_t, {x_t.shape}, "
                          f"got {p.x0.shape} and {p.eps.shape}")
@@ -96,6 +104,17 @@ def nodes_with_signal(schedule, steps, timesteps):
     times = nodes(schedule, steps, timesteps)
     if schedule.signal(times[0]) == 0:
         raise ValueError(f"this sampler divides by signal, and schedule {schedule.name} has none "
-                         f"at t = {times[0]}; take ddim or flow_euler, or timesteps that start "
-                         f"lower")
+                         f"at t = {times[0]}; take ddim or dpmpp_2m, or timesteps that start lower")
+    return times
+
+
+def straight_nodes(schedule, steps, timesteps):
+    """`nodes`, for samplers of a flow; ValueError unless signal + noise = 1 at each."""
+    times = nodes(schedule, steps, timesteps)
+    for t in times:
+        signal, noise = schedule.levels(t)
+        if abs(signal + noise - 1) > 1e-6:
+            raise ValueError(f"flow samplers need signal + noise = 1, as in Schedule.flow, got "
+                             f"{signal:.4g} and {noise:.4g} at t = {t} of schedule "
+                             f"{schedule.name}; take ddim or dpmpp_2m")
     return times

@@ -19,7 +19,9 @@ from tinydiff.diffusion.spacing import nodes
 def unipc(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=None, order=2):
     """Yield x_t (N, …) as t falls, as predicted; the next step starts from it corrected.
 
-    The first steps, and the last, are of lower order. ValueError unless order is 1, 2 or 3.
+    Each correction adds one to the order. The first steps, and the last, which nobody corrects, are
+    of order 1: where the last is as long as the others, the whole is of order 2.
+    ValueError unless order is 1, 2 or 3.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"unipc: order must be 1, 2 or 3, got {order}")

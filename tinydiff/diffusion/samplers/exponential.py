@@ -66,8 +66,8 @@ def dpmpp_2m_sde(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, 
 def dpmpp_3m(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=None):
     """Yield x_t (N, …) as t falls, x0 on the parabola through its last three estimates.
 
-    The first two steps, and one that ends at t = 0, are of lower order. Published code gives the
-    term in u² half its weight, which leaves the method at order 2.
+    The first two steps, and one that ends at t = 0, are of lower order, which shows where the first
+    starts amid the signal. Published code gives the term in u² half its weight, and is of order 2.
     """
     x_t, past = x_T, []                                  # (h, m) of the steps before, newest first
     for t, s in pairwise(nodes(schedule, steps, timesteps)):

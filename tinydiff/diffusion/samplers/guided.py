@@ -22,7 +22,7 @@ def ddpm_guided(predict, x_T, schedule, *, grad_log_prob, y, scale=1.0, steps=No
     """
     x_t, z, xp = x_T, noise_source(noise, seed, x_T), array_module(x_T)
     for step, (t, s) in enumerate(pairwise(nodes(schedule, steps, timesteps))):
-        p = ask(predict, x_t, t)
+        p = ask(predict, x_t, t, s)
         mean, _ = schedule.posterior(p.x0, x_t, t, s)                      # DDPM Eq. 7
         sigma2 = variance(schedule, t, s) if p.log_variance is None else xp.exp(p.log_variance)
         gradient = grad_log_prob(x_t, t, y).astype(x_t.dtype, copy=False)

@@ -15,7 +15,8 @@ WEIGHTS = [(1,), (3/2, -1/2), (23/12, -16/12, 5/12), (55/24, -59/24, 37/24, -9/2
 def pndm(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=None):
     """Yield x_t (N, …) as t falls: PLMS, with one improved Euler step at the start.
 
-    n steps ask n + 1 times. ValueError if it starts where no signal is left.
+    n steps ask n + 1 times. The first goes astray where `heun`'s does. ValueError if it starts
+    where no signal is left.
     """
     x_t, slopes = x_T, []                                # of the last four nodes, newest first
     for step, (t, s) in enumerate(pairwise(nodes_with_signal(schedule, steps, timesteps))):

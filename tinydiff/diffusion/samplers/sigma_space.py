@@ -47,7 +47,9 @@ def euler_ancestral(predict, x_T, schedule, *, steps=None, timesteps=None, seed=
 def heun(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=None):
     """Yield x_t (N, …) as t falls, each step along the mean of the slopes at its ends.  EDM Alg. 1
 
-    n steps to t = 0 ask 2n − 1 times. ValueError if it starts where no signal is left.
+    n steps to t = 0 ask 2n − 1 times. A long step out of pure noise, such as the first of a few
+    from `Schedule.cosine`'s σ = 20,291, goes astray: there give `timesteps=karras(schedule, n)`.
+    ValueError if it starts where no signal is left.
     """
     x_t = x_T
     for t, s in pairwise(nodes_with_signal(schedule, steps, timesteps)):
@@ -61,10 +63,10 @@ def edm(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=Non
     """Yield x_t (N, …) as t falls: Heun's steps, each after a little more noise.  EDM Alg. 2
 
     Where s_min <= σ <= s_max, σ is first raised by the share churn/n, at most √2 − 1 and never past
-    sigma(T), with noise of deviation s_noise. ValueError if one of these is negative, or if it
-    starts where no signal is left.
+    sigma(T), with noise of deviation s_noise; without churn, the default, this is `heun`.
+    ValueError if one of these is negative, or if it starts where no signal is left.
     """
-    if not min(churn, s_min, s_max, s_noise) >= 0:
+    if not all(option >= 0 for option in (churn, s_min, s_max, s_noise)):
         raise ValueError(f"churn, s_min, s_max and s_noise must not be negative, got {churn}, "
                          f"{s_min}, {s_max} and {s_noise}")
     x_t, z, top = x_T, noise_source(noise, seed, x_T), schedule.sigma(schedule.T)

@@ -6,8 +6,7 @@ lines, the fewer steps they need. Both samplers start where no signal is left.
 
 from itertools import pairwise
 
-from tinydiff.diffusion.samplers.contract import ask, sampler
-from tinydiff.diffusion.spacing import nodes
+from tinydiff.diffusion.samplers.contract import ask, sampler, straight_nodes
 
 
 @sampler
@@ -17,7 +16,7 @@ def flow_euler(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, no
     ValueError unless signal + noise = 1, as in `Schedule.flow`.
     """
     x_t = x_T
-    for t, s in pairwise(_straight_nodes(schedule, steps, timesteps)):
+    for t, s in pairwise(straight_nodes(schedule, steps, timesteps)):
         x_t = x_t + (schedule.noise(s) - schedule.noise(t)) * _velocity(predict, x_t, t)
         yield x_t
 
@@ -29,11 +28,11 @@ def flow_heun(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noi
     A step to t = 0 is Euler's: n steps ask 2n − 1 times. ValueError unless signal + noise = 1.
     """
     x_t = x_T
-    for t, s in pairwise(_straight_nodes(schedule, steps, timesteps)):
-        h, v = schedule.noise(s) - schedule.noise(t), _velocity(predict, x_t, t)
+    for t, s in pairwise(straight_nodes(schedule, steps, timesteps)):
+        h, velocity = schedule.noise(s) - schedule.noise(t), _velocity(predict, x_t, t)
         if s > 0:
-            v = (v + _velocity(predict, x_t + h * v, s)) / 2
-        x_t = x_t + h * v
+            velocity = (velocity + _velocity(predict, x_t + h * velocity, s)) / 2
+        x_t = x_t + h * velocity
         yield x_t
 
 
@@ -41,14 +40,3 @@ def _velocity(predict, x_t, t):
     """dx_t/dnoise, the way from x0 to eps."""
     p = ask(predict, x_t, t)
     return p.eps - p.x0
-
-
-def _straight_nodes(schedule, steps, timesteps):
-    times = nodes(schedule, steps, timesteps)
-    for t in times:
-        signal, noise = schedule.levels(t)
-        if abs(signal + noise - 1) > 1e-6:
-            raise ValueError(f"flow samplers need signal + noise = 1, as in Schedule.flow, got "
-                             f"{signal:.4g} and {noise:.4g} at t = {t} of schedule "
-                             f"{schedule.name}; take euler or heun")
-    return times
