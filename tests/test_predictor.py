@@ -7,7 +7,7 @@ import pytest
 
 from tinydiff.autograd import Tensor
 from tinydiff.diffusion.guidance import classifier_guided
-from tinydiff.diffusion.prediction import PREDICTS, SCALES, TARGETS, from_eps
+from tinydiff.diffusion.prediction import PREDICTS, TARGETS, edm_scale, from_eps
 from tinydiff.diffusion.samplers import ddpm
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.models import NoisyClassifier, NoisyClassifierConfig, UNet, UNetConfig
@@ -27,7 +27,8 @@ class Oracle:
     def predict(self, x, t, context=None, class_labels=None):
         self.heard.append((t, context, class_labels))
         signal, noise = SCHEDULE.levels(t + 1 - self.config.t_first)
-        seen = SCALES[self.config.predicts](signal, noise) * (signal * self.x0 + noise * self.eps)
+        scale = edm_scale(signal, noise) if self.config.predicts == "edm" else 1
+        seen = scale * (signal * self.x0 + noise * self.eps)
         np.testing.assert_allclose(x, seen, rtol=1e-12)
         said = TARGETS[self.config.predicts](self.x0, self.eps, signal, noise)
         return said if self.v is None else np.concatenate([said, self.v], axis=-1)

@@ -26,8 +26,7 @@ def hybrid(said, draw, x0, schedule, predicts, weight=0.001):
 
     λ = `weight`. The mean inside the bound is detached: it is L_simple that teaches it.
     """
-    C = x0.shape[-1]
-    named, v = said[..., :C], said[..., C:]
+    named, v = halves(said)
     bits = bound(named.detach(), v, draw, x0, schedule, predicts)
     error = mse(named, draw.target, weight=draw.weight)
     return likelihood.hybrid(error, mean(bits), schedule.T, weight), bits.data
@@ -38,9 +37,14 @@ def vlb(said, draw, x0, schedule, predicts):
 
     iDDPM Eq. 18
     """
-    C = x0.shape[-1]
-    bits = bound(said[..., :C], said[..., C:], draw, x0, schedule, predicts)
+    bits = bound(*halves(said), draw, x0, schedule, predicts)
     return mean(bits * draw.weight) * schedule.T, bits.data
+
+
+def halves(said):
+    """What it named, and where the variance lies."""
+    C = said.shape[-1] // 2
+    return said[..., :C], said[..., C:]
 
 
 def bound(named, v, draw, x0, schedule, predicts):

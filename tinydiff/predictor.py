@@ -8,7 +8,7 @@ import numpy as np
 from tinydiff.autograd import Tensor, cross_entropy
 from tinydiff.backend import array_module
 from tinydiff.diffusion.objective import learned_log_variance
-from tinydiff.diffusion.prediction import PREDICTS, SCALES
+from tinydiff.diffusion.prediction import PREDICTS, edm_scale
 from tinydiff.diffusion.process import across
 
 
@@ -72,8 +72,9 @@ def grad_log_prob(classifier):
 
 def as_heard(unet, schedule, x, t):
     """x_t and t, one number or (N,), as the network takes them: scaled, in its own count."""
-    scale = SCALES[unet.config.predicts](*schedule.levels(t))
-    return across(scale, x) * x, t - 1 + unet.config.t_first
+    if unet.config.predicts == "edm":
+        x = across(edm_scale(*schedule.levels(t)), x) * x
+    return x, t - 1 + unet.config.t_first
 
 
 def as_said(unet, schedule, x, t, output):

@@ -100,11 +100,6 @@ def edm_scale(signal, noise, sigma_data=0.5):
     return 1 / (noise**2 + signal**2 * sigma_data**2) ** 0.5
 
 
-def as_it_is(signal, noise):
-    """All other networks see x_t itself."""
-    return 1.0
-
-
 def dialect(predicts):
     """(from, to): the two functions of a dialect by name; ValueError for another name."""
     if predicts not in PREDICTS:
@@ -115,4 +110,3 @@ def dialect(predicts):
 PREDICTS = {"eps": from_eps, "x0": from_x0, "v": from_v,     # by the name in recipe or checkpoint
             "velocity": from_velocity, "edm": from_edm}
 TARGETS = {"eps": to_eps, "x0": to_x0, "v": to_v, "velocity": to_velocity, "edm": to_edm}
-SCALES = {"eps": as_it_is, "x0": as_it_is, "v": as_it_is, "velocity": as_it_is, "edm": edm_scale}
