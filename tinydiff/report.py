@@ -4,9 +4,13 @@ import shlex
 import time
 from contextlib import contextmanager
 
+import numpy as np
+
 from tinydiff import data, images
+from tinydiff.diffusion import ideal_predictor, loss_gap
 from tinydiff.generate import training_run
-from tinydiff.parallel import cores
+from tinydiff.parallel import cores, one_blas_thread
+from tinydiff.predictor import denoiser
 
 
 def describe(training, out, stop_at=None):
@@ -43,6 +47,18 @@ def rehearse_drawing(run, asked, batch):
     started = time.perf_counter()
     next(frames)
     return time.perf_counter() - started
+
+
+def distance_from_best(training, times, n=64):
+    """The loss in eps on n pictures it learned from, unprompted, and the least possible, (K,) each.
+
+    The least is that of the exact predictor of its pictures, of the first 10,000 if there are more.
+    """
+    run, known = training_run(training, "now"), images.to_float(training.dataset.images[:10_000])
+    context = np.repeat(run.contexts([""]), len(known[:n]), axis=0)
+    with one_blas_thread():
+        return loss_gap(denoiser(run.model.unet, run.schedule, context),
+                        ideal_predictor(known, run.schedule), known[:n], run.schedule, times)
 
 
 def preview(training, path):
