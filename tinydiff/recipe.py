@@ -120,8 +120,9 @@ class Recipe:
     sample:    SampleTable       = field(default_factory=SampleTable)
 
     def __post_init__(self):
-        walk(self.schedule(), self.sample.sampler, self.sample.steps, self.sample.spacing)
-        if self.model.predicts == "eps" and self.schedule().signal(self.diffusion.T) == 0:
+        schedule = self.schedule()
+        walk(schedule, self.sample.sampler, self.sample.steps, self.sample.spacing)
+        if self.model.predicts == "eps" and schedule.signal(schedule.T) == 0:
             raise ValueError("recipe: the schedule ends without signal, where eps says nothing "
                              'about x0; set model.predicts to "v" or "x0"')
         for key, default in FOLLOWS.items():

@@ -76,7 +76,7 @@ def schedule_curves(schedules):
         t = np.arange(1, schedule.T + 1)
         line, = left.plot(t / schedule.T, schedule.signal(t), label=schedule.name)
         left.plot(t / schedule.T, schedule.noise(t), "--", color=line.get_color())
-        right.plot(t / schedule.T, np.log(schedule.snr(t)), color=line.get_color())
+        right.plot(t / schedule.T, schedule.log_snr(t), color=line.get_color())
     right.axhline(0, color="black", linewidth=0.5)
     left.legend(frameon=False)
     return fig

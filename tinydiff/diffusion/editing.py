@@ -9,12 +9,12 @@ from numbers import Integral
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.diffusion.noise import X_T, batch
+from tinydiff.diffusion.noise import X_T, alike
 from tinydiff.diffusion.prediction import from_eps, from_x0
 from tinydiff.diffusion.process import across
 from tinydiff.diffusion.samplers.ancestral import ddpm, fixed_small
 from tinydiff.diffusion.samplers.contract import ask, noise_source, sampler as as_sampler
-from tinydiff.diffusion.spacing import nodes
+from tinydiff.diffusion.spacing import nodes, whole
 
 
 def image_to_image(sampler, predict, x0, schedule, *, strength, steps, seed=0, **own):
@@ -26,9 +26,7 @@ def image_to_image(sampler, predict, x0, schedule, *, strength, steps, seed=0, *
     """
     x0 = floats(x0, x0, "x0")
     times = strength_nodes(schedule, strength, steps)
-    eps = array_module(x0).asarray(
-        batch(seed, range(len(x0)), 0, x0.shape[1:], x0.dtype, purpose=X_T))
-    x_t = schedule.q_sample(x0, times[0], eps)
+    x_t = schedule.q_sample(x0, times[0], alike(x0, seed, 0, purpose=X_T))
     return sampler(predict, x_t, schedule, timesteps=times, seed=seed, **own)
 
 
@@ -40,7 +38,7 @@ def strength_nodes(schedule, strength, steps):
     if not isinstance(steps, Integral) or not 1 <= steps <= start:
         raise ValueError(f"strength {strength} of T = {schedule.T} leaves {start} whole times for "
                          f"{steps} steps; take 1 to {start} steps, or more strength")
-    return np.linspace(start, 0, steps + 1).round().astype(int).tolist()
+    return whole(np.linspace(start, 0, steps + 1))
 
 
 def inpainted(predict, schedule, *, known, mask):

@@ -9,7 +9,7 @@ any network; and a trained network can be told how far it is from the best possi
 import numpy as np
 
 from tinydiff.backend import array_module, normal_cdf
-from tinydiff.diffusion.noise import DATA, TRAIN_EPS, batch, generator
+from tinydiff.diffusion.noise import DATA, TRAIN_EPS, alike, generator
 from tinydiff.diffusion.objective import error_ratio
 from tinydiff.diffusion.prediction import dialect, from_x0
 
@@ -188,7 +188,7 @@ def loss_gap(predict, ideal, x0, schedule, times, *, predicts="eps", seed=0):
 def _losses(predictors, x0, schedule, t, step, predicts, seed):
     """Each predictor's squared error per dimension on each image -> (predictors, N)."""
     xp, levels = array_module(x0), schedule.levels(t)
-    eps = xp.asarray(batch(seed, range(len(x0)), step, x0.shape[1:], x0.dtype, purpose=TRAIN_EPS))
+    eps = alike(x0, seed, step, purpose=TRAIN_EPS)
     x_t, (_, target_of) = schedule.q_sample(x0, t, eps), dialect(predicts)
     target = target_of(x0, eps, *levels)
     found = [target_of(p.x0, p.eps, *levels) for p in (f(x_t, t) for f in predictors)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinydiff.diffusion.process import tables
 from tinydiff.diffusion.schedule import Schedule
 
 
@@ -32,11 +33,10 @@ class Levels(Schedule):
                              f"that start at 1 and 0, with noise/signal rising strictly, got "
                              f"shape {table.shape}; index 0 is clean data")
         alpha_bar = table[0] ** 2 / (table**2).sum(0)
-        alpha = np.concatenate([[1.0], alpha_bar[1:] / alpha_bar[:-1]])
         table.flags.writeable = False
         T = parameters.pop("T", table.shape[1] - 1)
         parameters = parameters or {"signal": table[0].tolist(), "noise": table[1].tolist()}
-        return cls(name, T, parameters, 1 - alpha, alpha, alpha_bar, table)
+        return cls(name, T, parameters, *tables(alpha_bar), table)
 
     def levels(self, t):
         """(signal, noise): the weights of x0 and of eps in x_t."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.diffusion.densities import discretised, gaussian, kl
-from tinydiff.diffusion.noise import SAMPLER, batch
+from tinydiff.diffusion.noise import SAMPLER, alike
 from tinydiff.diffusion.objective import log_variance_range
 from tinydiff.diffusion.samplers.ancestral import fixed_large, fixed_small
 from tinydiff.diffusion.samplers.contract import ask, noise_source
@@ -181,8 +181,7 @@ def _directions(x, probes, seed):
     if probes is None:
         unit = xp.eye(x[0].size, dtype=x.dtype).reshape(-1, *shape[1:])
         return lambda: (xp.broadcast_to(e, shape) for e in unit)
-    signs = [xp.asarray(np.sign(batch(seed, range(len(x)), k, shape[1:], x.dtype, purpose=SAMPLER)))
-             for k in range(probes)]
+    signs = [xp.sign(alike(x, seed, k, purpose=SAMPLER)) for k in range(probes)]
     return lambda: signs
 
 

@@ -10,6 +10,8 @@ from itertools import count
 
 import numpy as np
 
+from tinydiff.backend import array_module
+
 X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT, DATA = range(7)    # never share a word
 
 
@@ -51,6 +53,12 @@ def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
     rows = [words(seed, purpose, image, step, n) for image in images]
     w = np.array(rows, np.uint64).reshape(len(rows), n)
     return _box_muller(w)[:, :size].reshape(len(rows), *shape).astype(dtype)
+
+
+def alike(x, seed, step, *, purpose):
+    """Noise for a whole batch x (N, …), in its dtype and where it lives; row n is image n."""
+    z = batch(seed, range(len(x)), step, x.shape[1:], x.dtype, purpose=purpose)
+    return array_module(x).asarray(z)
 
 
 def stream(seed, images, shape, dtype=np.float32):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, batch, uniform
+from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, alike, uniform
 from tinydiff.diffusion.prediction import dialect
 from tinydiff.diffusion.process import across
 
@@ -131,14 +131,12 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     ValueError for another `predicts`.
     """
     _, target_of = dialect(predicts)
-    rows = range(len(x0))
-    u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in rows])
+    u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in range(len(x0))])
     t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
-    xp = array_module(x0)
-    eps = xp.asarray(batch(seed, rows, step, x0.shape[1:], x0.dtype, purpose=TRAIN_EPS))
+    eps = alike(x0, seed, step, purpose=TRAIN_EPS)
     x_t = schedule.q_sample(x0, t, eps)                          # DDPM Eq. 4
     signal, noise = (across(level, x0) for level in schedule.levels(t))
     target = target_of(x0, eps, signal, noise)
     # DDIM Eq. 5
-    weight = xp.asarray(share * weigh(schedule.snr(t), predicts), dtype=x0.dtype)
+    weight = array_module(x0).asarray(share * weigh(schedule.snr(t), predicts), dtype=x0.dtype)
     return Draw(t, eps, x_t, target, weight)

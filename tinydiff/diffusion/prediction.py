@@ -55,8 +55,7 @@ def from_edm(x_t, F, signal, noise, sigma_data=0.5):
 
     x = x_t/signal and σ = noise/signal, multiplied out; the network saw x_t times `edm_scale`.
     """
-    power = noise**2 + signal**2 * sigma_data**2
-    c_skip, c_out = signal * sigma_data**2 / power, noise * sigma_data / power**0.5
+    c_skip, c_out = edm_mix(signal, noise, sigma_data)
     return from_x0(x_t, c_skip * x_t + c_out * F, signal, noise)           # EDM Eq. 7
 
 
@@ -90,9 +89,14 @@ def to_velocity(x0, eps, signal, noise):
 
 def to_edm(x0, eps, signal, noise, sigma_data=0.5):
     """The training target of a network that names F, of variance 1.  EDM Eq. 8"""
-    power = noise**2 + signal**2 * sigma_data**2
-    c_skip, c_out = signal * sigma_data**2 / power, noise * sigma_data / power**0.5
+    c_skip, c_out = edm_mix(signal, noise, sigma_data)
     return (x0 - c_skip * (signal * x0 + noise * eps)) / c_out             # EDM Eq. 8
+
+
+def edm_mix(signal, noise, sigma_data):
+    """How much of x_t (c_skip/signal) and of F (c_out) there is in D.  EDM Table 1"""
+    power = noise**2 + signal**2 * sigma_data**2
+    return signal * sigma_data**2 / power, noise * sigma_data / power**0.5
 
 
 def edm_scale(signal, noise, sigma_data=0.5):

@@ -112,6 +112,12 @@ def across(values, x):
     return array_module(x).asarray(values, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def tables(alpha_bar):
+    """beta, alpha and alpha_bar (T + 1,), from the last."""
+    alpha = np.concatenate([[1.0], alpha_bar[1:] / alpha_bar[:-1]])
+    return 1 - alpha, alpha, alpha_bar
+
+
 def _divide(a, b):
     with np.errstate(divide="ignore"):                                     # a/0 = inf is meant
         ratio = np.divide(a, b)

@@ -13,7 +13,7 @@ from numbers import Integral
 
 import numpy as np
 
-from tinydiff.diffusion.process import Process
+from tinydiff.diffusion.process import Process, tables
 from tinydiff.diffusion.spacing import karras_sigmas
 
 
@@ -135,9 +135,8 @@ class Schedule(Process):
             raise ValueError(f"schedule {name}: alpha_bar must be a table of T + 1 numbers that "
                              f"fall strictly from 1 (clean data, t = 0), never below 0, got "
                              f"{np.array2string(alpha_bar, threshold=6, edgeitems=2)}")
-        alpha = np.concatenate([[1.0], alpha_bar[1:] / alpha_bar[:-1]])
         parameters = {"alpha_bar": alpha_bar.tolist()}
-        return cls(name, len(alpha_bar) - 1, parameters, 1 - alpha, alpha, alpha_bar)
+        return cls(name, len(alpha_bar) - 1, parameters, *tables(alpha_bar))
 
     @classmethod
     def _from_beta(cls, name, beta, **parameters):

@@ -35,14 +35,14 @@ def trailing(schedule, n):
 
     They start in pure noise, as training ends there.  Lin et al. 2305.08891, Table 2
     """
-    return _rounded(np.linspace(schedule.T, 0, _steps(schedule, n) + 1))
+    return whole(np.linspace(schedule.T, 0, _steps(schedule, n) + 1))
 
 
 def linspace(schedule, n):
     """The first step at T, the last at 1, the others evenly between; then 0.  One step: T, 0."""
     if _steps(schedule, n) == 1:
         return [schedule.T, 0]
-    return [*_rounded(np.linspace(schedule.T, 1, n)), 0]
+    return [*whole(np.linspace(schedule.T, 1, n)), 0]
 
 
 def leading(schedule, n):
@@ -64,7 +64,7 @@ def quadratic(schedule, n):
 
     ValueError for an n so large that whole times near 0 would be visited twice.
     """
-    times = _rounded(np.linspace(schedule.T**0.5, 0, _steps(schedule, n) + 1) ** 2)
+    times = whole(np.linspace(schedule.T**0.5, 0, _steps(schedule, n) + 1) ** 2)
     if len(set(times)) <= n:
         most = int((2 * schedule.T) ** 0.5)
         raise ValueError(f"quadratic: {n} steps visit a whole time near 0 twice; with T = "
@@ -90,7 +90,8 @@ def karras_sigmas(n, sigma_min, sigma_max, rho=7.0):
     return np.append(np.linspace(high, low, n) ** rho, 0.0)                # EDM Eq. 5
 
 
-def _rounded(times):
+def whole(times):
+    """An array of times, each rounded, as a list."""
     return times.round().astype(int).tolist()
 
 

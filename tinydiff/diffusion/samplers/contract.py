@@ -13,7 +13,7 @@ from inspect import signature
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.diffusion.noise import SAMPLER, X_T, batch
+from tinydiff.diffusion.noise import SAMPLER, X_T, alike, batch
 from tinydiff.diffusion.prediction import Prediction
 from tinydiff.diffusion.spacing import nodes
 
@@ -80,10 +80,8 @@ def noise_source(noise, seed, x_T):
 
     ValueError when `noise` ends too early or holds an array of another shape.
     """
-    xp = array_module(x_T)
     if noise is None:
-        return lambda step: xp.asarray(
-            batch(seed, range(len(x_T)), step, x_T.shape[1:], x_T.dtype, purpose=SAMPLER))
+        return lambda step: alike(x_T, seed, step, purpose=SAMPLER)
     replay = iter(noise)
 
     def draw(step):
@@ -94,7 +92,7 @@ def noise_source(noise, seed, x_T):
         if z.shape != x_T.shape:
             raise ValueError(f"the noise to replay at step {step} must have the shape of x_T, "
                              f"{x_T.shape}, got {z.shape}")
-        return xp.asarray(z, dtype=x_T.dtype)
+        return array_module(x_T).asarray(z, dtype=x_T.dtype)
 
     return draw
 
@@ -111,8 +109,7 @@ def nodes_with_signal(schedule, steps, timesteps):
 def straight_nodes(schedule, steps, timesteps):
     """`nodes`, for samplers of a flow; ValueError unless signal + noise = 1 at each."""
     times = nodes(schedule, steps, timesteps)
-    for t in times:
-        signal, noise = schedule.levels(t)
+    for t, signal, noise in zip(times, *schedule.levels(np.array(times))):
         if abs(signal + noise - 1) > 1e-6:
             raise ValueError(f"flow samplers need signal + noise = 1, as in Schedule.flow, got "
                              f"{signal:.4g} and {noise:.4g} at t = {t} of schedule "
