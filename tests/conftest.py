@@ -30,6 +30,14 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def cpu_step(monkeypatch):
+    """benchmarks/cpu_step.py, with its folder on the path for the modules beside it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import cpu_step
+    return cpu_step
+
+
+@pytest.fixture
 def rng():
     """A generator that starts the same in every test."""
     return np.random.default_rng(0)

@@ -6,8 +6,10 @@ import sys
 from functools import cache
 
 import numpy as np
+import pytest
 
 from tinydiff import data
+from tinydiff.autograd import no_grad
 from tinydiff.recipe import Recipe
 from tinydiff.train import Training
 
@@ -63,6 +65,20 @@ def randomised(model, seed=1):
     for p in model.parameters().values():
         p.data[...] += 0.2 * rng.standard_normal(p.shape)
     return model
+
+
+def assert_gradients(loss, parameters, rng):
+    """Each parameter's gradient is the slope of loss() by central differences."""
+    for name, p in parameters.items():
+        direction = rng.standard_normal(p.shape)
+        here, ends = p.data.copy(), []
+        for eps in (1e-6, -1e-6):
+            p.data = here + eps * direction
+            with no_grad():
+                ends.append(loss().item())
+        p.data = here
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert (p.grad * direction).sum() == pytest.approx(slope, rel=1e-6, abs=1e-9), name
 
 
 def tinydiff(*words, **variables):

@@ -24,13 +24,6 @@ def replace_block(monkeypatch):
 
 
 @pytest.fixture
-def cpu_step(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import cpu_step
-    return cpu_step
-
-
-@pytest.fixture
 def quality(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import digit_quality

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sampler_helpers import Gaussian
 
 from tinydiff.diffusion import (
     Prediction,
@@ -21,11 +22,7 @@ LINEAR = Schedule.linear()
 
 def gaussian_predictor(mean, std, schedule):
     """The exact predictor of data N(mean, std²)."""
-    def predict(x_t, t):
-        signal, noise = schedule.signal(t), schedule.noise(t)
-        gain = signal * std**2 / (signal**2 * std**2 + noise**2)
-        return from_x0(x_t, mean + gain * (x_t - signal * mean), signal, noise)
-    return predict
+    return Gaussian(schedule, m=mean, v=std**2).predict
 
 
 @pytest.mark.parametrize("steps", [999, 1000])

@@ -25,13 +25,6 @@ TOLERANCE = 1e-4                                          # of the largest numbe
 
 
 @pytest.fixture
-def cpu_step(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import cpu_step
-    return cpu_step
-
-
-@pytest.fixture
 def torch_unet(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import torch_unet
