@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from digit_quality import distances, real_draw, trained_judge
-from machine import machine
+from machine import in_words, machine
 from pages import replace_block
 
 import tinydiff as td
@@ -93,7 +93,7 @@ form behind the guidance, whose push on x0 has no bound where signal nears 0. Th
 {judge['learned_from']:,} digits and reads {judge['accuracy']:.2%} of {judge['held_out']:,} others.
 *Variety*: the mean pixel distance of two drawn pictures of one digit over that of two real ones.
 *Fréchet*: the distance from the held-out digits over that of as many real ones; 1 is as good as
-real. {on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']}, NumPy {on['numpy']}:
+real. {in_words(on)}:
 `python benchmarks/classifier_guidance.py --n {n}`, {result['seconds']:.0f} s."""])
 
 

@@ -15,6 +15,12 @@ def machine():
             "python": platform.python_version(), "numpy": np.__version__}
 
 
+def in_words(on):
+    """A machine() as one phrase for a page."""
+    return (f"{on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']}, "
+            f"NumPy {on['numpy']}")
+
+
 def cpu():
     """The processor's model name, such as "Intel(R) Xeon(R) Processor"."""
     try:

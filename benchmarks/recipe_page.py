@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import in_words, machine
 from pages import replace_block
 
 from tinydiff import data, images, viz
@@ -43,7 +43,7 @@ def main():
 
 
 def block(name, run, rows, loss, prompts):
-    t, on = run.recipe.train, machine()
+    t = run.recipe.train
     rate = float(np.median([float(row["images_per_s"]) for row in rows]))
     minutes = float(rows[-1]["seconds"]) / 60
     return f"""{len(rows):,} steps of {t.batch} pictures, {minutes:.0f} minutes at a median of
@@ -56,8 +56,8 @@ is {loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
 
 The rows run from “{prompts[0]}” to “{prompts[-1]}”. Seed 0, the first {SEEDS} pictures of each,
 none left out, guidance {run.recipe.sample.guidance:g}, {run.recipe.sample.steps} steps of
-{run.recipe.sample.sampler}. {on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']},
-NumPy {on['numpy']}: `python benchmarks/recipe_page.py runs/{name}`."""
+{run.recipe.sample.sampler}. {in_words(machine())}:
+`python benchmarks/recipe_page.py runs/{name}`."""
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ os.environ.update(dict.fromkeys(POOLS, given.threads))    # read when NumPy is i
 
 import numpy as np  # noqa: E402
 from cpu_step import CONFIGS  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import in_words, machine  # noqa: E402
 from pages import replace_block  # noqa: E402
 
 from tinydiff.diffusion import Mixture, Prediction, Schedule, karras, trace  # noqa: E402
@@ -91,7 +91,7 @@ def table(result):
 512 steps, Karras-spaced from σ = 80 to t = 1. *Own time*: of 16 pictures of 28 × 28, without the
 network (`edm` with a churn of 20), which is the U-Net `mnist-small` with
 {result['network_ms']:.0f} ms a call, on {result['threads']} threads.
-{on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']}, NumPy {on['numpy']}:
+{in_words(on)}:
 `python benchmarks/sampler_overhead.py --threads {result['threads']}`."""])
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import in_words, machine
 from pages import replace_block
 
 from tinydiff import data, images, viz
@@ -73,7 +73,7 @@ def bits(steps):
                     error = f"{found.mse.mean():.4f}"
             rows.append(f"| {' | '.join([*cells, error])} |")
             print(rows[-1], flush=True)
-    on, T = machine(), CHAINS[0]
+    T = CHAINS[0]
     return "\n".join([
         "| loss | variance | " + " | ".join(f"{n:,} steps" for n in CHAINS)
         + " | error of x0 |", "|---|---|" + "---:|" * (len(CHAINS) + 1), *rows, f"""
@@ -81,8 +81,8 @@ Bits/dim of {JUDGED} digits that were not learned from, ± one standard error: t
 −log₂ p(x0), smaller is better, of the chain of {T:,} steps and of respaced ones. *Error of x0*: its
 mean square, over all t of the long chain. The network of the recipe `demo`, on the
 cosine schedule, after {steps:,} steps of each loss on {LEARNED:,} packaged digits, from the same
-start. {on['cpu']}, {on['cores']} cores, {on['date']},
-Python {on['python']}, NumPy {on['numpy']}: `python benchmarks/theory_page.py --only bits`."""])
+start. {in_words(machine())}:
+`python benchmarks/theory_page.py --only bits`."""])
 
 
 def optimum(steps):
@@ -104,7 +104,6 @@ def optimum(steps):
     write_atomically(DOCS / "optimal-loss.png", viz.png(viz.curves(
         TIMES, {name: line.clip(1e-5) for name, line in zip(names, columns, strict=True)},
         xlabel="t", ylabel="mean squared error of eps", log=True)))
-    on = machine()
     return "\n".join([
         f"| t | {' | '.join(names)} |", "|---:|" + "---:|" * len(names),
         *(f"| {t} | " + " | ".join(f"{loss:.2g}" for loss in row) + " |"
@@ -114,8 +113,8 @@ def optimum(steps):
 The mean squared error of eps at each t: of the exact predictor of MNIST's 60,000 digits on
 {JUDGED} of them, which no predictor can beat there; of the shipped `mnist` on the same digits and
 on {JUDGED} others; and the least that a linear predictor can have. Each is told which
-digit it looks at. {on['cpu']}, {on['cores']} cores, {on['date']}, Python {on['python']}, NumPy
-{on['numpy']}: `python benchmarks/theory_page.py --only optimum`."""])
+digit it looks at. {in_words(machine())}:
+`python benchmarks/theory_page.py --only optimum`."""])
 
 
 def linear(x0, schedule):
