@@ -64,10 +64,11 @@ def digest():
     """A fingerprint of convolutions, forward and backward, large enough for many items."""
     from tinydiff_kernels.conv2d import rung2_numba, rung4_winograd4
     rng = np.random.default_rng(0)
-    x, w, dy = (rng.standard_normal(shape, dtype=np.float32)
-                for shape in ((3, 21, 19, 24), (3, 3, 24, 40), (3, 21, 19, 40)))
     found = hashlib.sha256()
-    for rung in (rung2_numba, rung4_winograd4):
+    for rung, (N, S, C, O) in ((rung2_numba, (3, 21, 24, 40)), (rung4_winograd4, (3, 21, 24, 40)),
+                               (rung4_winograd4, (2, 9, 136, 264))):  # weights that pass by
+        x, w, dy = (rng.standard_normal(shape, dtype=np.float32)
+                    for shape in ((N, S, S - 2, C), (3, 3, C, O), (N, S, S - 2, O)))
         for y in (rung.forward(x, w, 1, ((1, 1), (1, 1))),
                   rung.grad_input(dy, w, x.shape, 1, ((1, 1), (1, 1))),
                   rung.grad_weight(dy, x, w.shape, 1, ((1, 1), (1, 1)))):

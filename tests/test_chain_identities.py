@@ -15,7 +15,7 @@ from tinydiff.diffusion.samplers import ddim, ddpm, euler
 from tinydiff.diffusion.samplers.guided import ddpm_guided
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.models.blocks import AdaptiveResBlock, ResBlock
-from tinydiff.models.text_encoder import TransformerBlock
+from tinydiff.models.text_encoder import TextEncoderConfig, TransformerBlock
 
 LINEAR, COSINE, KARRAS = Schedule.linear(), Schedule.cosine(), Schedule.karras()
 FAMILIES = [LINEAR, COSINE, KARRAS, Schedule.flow()]
@@ -488,7 +488,8 @@ def in_float64(module):
 
 
 def test_a_transformer_block_whose_outputs_are_silent_changes_nothing(rng):
-    block, x = in_float64(TransformerBlock(8, heads=2, rng=rng)), rng.standard_normal((2, 5, 8))
+    block = in_float64(TransformerBlock(TextEncoderConfig(width=8, heads=2), rng=rng))
+    x = rng.standard_normal((2, 5, 8))
     mask = np.ones((2, 1, 1, 5), bool)
     silent = [block.attention.out, block.linear2]                                # LDM Eq. 20, 22
     assert np.abs(block(x, mask).data - x).max() > 0.1

@@ -1,5 +1,6 @@
 """Generating: a picture depends on its prompt, its seed and its index, and on nothing else."""
 
+import hashlib
 from inspect import signature
 
 import numpy as np
@@ -9,8 +10,9 @@ from story_helpers import answer, few_digits, in_training, randomised, tiny
 from tinydiff import __version__, checkpoint, generate, images
 from tinydiff.autograd import no_grad
 from tinydiff.data import captions
-from tinydiff.diffusion import Schedule, clipped, ddim, ddpm, noise
-from tinydiff.generate import Run, load_run, training_run, write_pictures
+from tinydiff.diffusion import Schedule, clipped, ddim, ddpm, image_to_image, noise
+from tinydiff.generate import Run, load_run, training_run
+from tinydiff.images import write_pictures
 from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig
 from tinydiff.predictor import denoiser
 from tinydiff.recipe import SAMPLERS, walk
@@ -347,7 +349,8 @@ def test_a_picture_remembers_what_it_was_made_of_and_can_be_drawn_again_from_it(
                          "sampler": "ddpm", "negative": TWO, "size": (12, 8)}):
         prompts = [SEVEN, "the digit „7“"]
         frames = run.denoise(prompts, **options)
-        write_pictures(tmp_path / "a.png", frames, 1, run.settings(prompts, **options))
+        asked = run.settings(prompts, **options)
+        write_pictures(tmp_path / "a.png", map(run.pixels, frames), 1, asked)
         told = images.read_provenance(tmp_path / "a.png")
         assert (told.pop("model"), told.pop("tinydiff")) == ("random", __version__)
         assert None not in told.values()
@@ -366,7 +369,7 @@ def test_settings_fill_in_what_the_recipe_says():
 def test_generate_spells_its_options_out():
     assert str(signature(Run.generate)) == (
         "(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None, "
-        "negative='', size=None, batch=64, show=False)")
+        "negative='', size=None, init=None, mask=None, strength=None, batch=64, show=False)")
 
 
 @pytest.mark.parametrize(("prompts", "n", "rows", "columns"), [
@@ -375,7 +378,7 @@ def test_generate_spells_its_options_out():
 def test_several_prompts_take_a_row_each(tmp_path, prompts, n, rows, columns):
     pytest.importorskip("PIL")
     x = np.arange(prompts * n, dtype=np.float32).reshape(-1, 1, 1, 1) / 100 + np.zeros((8, 6, 1))
-    write_pictures(tmp_path / "a.png", [0 * x, x], n, {})
+    write_pictures(tmp_path / "a.png", map(images.to_uint8, [0 * x, x]), n, {})
     sheet = images.read_image(tmp_path / "a.png")
     assert sheet.shape == (rows * 10 - 2, columns * 8 - 2, 1)
     for k in range(prompts * n):
@@ -386,7 +389,7 @@ def test_several_prompts_take_a_row_each(tmp_path, prompts, n, rows, columns):
 @pytest.mark.parametrize("name", ["a.npy", "A.NPY"])
 def test_npy_holds_the_last_frame_as_bytes(tmp_path, name):
     frames = list(a_run().denoise([SEVEN, TWO], n=2))
-    write_pictures(tmp_path / name, frames, 2, {})
+    write_pictures(tmp_path / name, map(images.to_uint8, frames), 2, {})
     array = np.load(tmp_path / name)
     assert (array.dtype, array.shape) == (np.uint8, (4, 8, 8, 1))
     np.testing.assert_array_equal(array, images.to_uint8(frames[-1]))
@@ -395,7 +398,8 @@ def test_npy_holds_the_last_frame_as_bytes(tmp_path, name):
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".GIF"])
 def test_a_film_shows_every_frame(tmp_path, suffix):
     Image = pytest.importorskip("PIL.Image")
-    write_pictures(tmp_path / f"a{suffix}", a_run().denoise([SEVEN, TWO], n=2), 2, {})
+    frames = a_run().denoise([SEVEN, TWO], n=2)
+    write_pictures(tmp_path / f"a{suffix}", map(images.to_uint8, frames), 2, {})
     with Image.open(tmp_path / f"a{suffix}") as film:
         assert film.n_frames == 5
         assert film.size == (18, 18)
@@ -408,3 +412,55 @@ def test_previews_draw_from_the_running_mean():
     for name, view in training.flat.views(training.ema.data).items():
         np.testing.assert_array_equal(run.model.parameters()[name].data, view)
     assert run.shape == few_digits().images.shape[1:]
+
+
+# Pictures from pictures
+
+
+def a_picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 1), np.uint8)
+
+
+def test_a_picture_is_changed_as_image_to_image_does():
+    run, init = a_run(clip=False), a_picture()
+    found = run.generate([SEVEN], init=init, strength=0.5, steps=4, seed=3, guidance=1.0)
+    context = run.contexts([SEVEN])
+    *_, x0 = image_to_image(ddim, denoiser(run.model.unet, run.schedule, context),
+                            images.to_float(init[None]), run.schedule, strength=0.5, steps=4,
+                            seed=3)
+    np.testing.assert_array_equal(found, images.to_uint8(x0))
+
+
+def test_where_the_mask_is_dark_the_picture_stays():
+    run, init = a_run(), a_picture()
+    mask = np.zeros_like(init)
+    mask[2:5, 3:] = 255
+    for n, strength in (1, None), (3, 0.4):
+        found = run.generate([SEVEN, TWO], n=n, init=init, mask=mask, strength=strength)
+        still = mask == 0
+        np.testing.assert_array_equal(found[:, still], np.tile(init[still], (2 * n, 1)))
+        assert (found[:, mask > 0] != init[mask > 0]).mean() > 0.5
+
+
+def test_what_a_picture_was_made_from_is_told():
+    init = a_picture()
+    mask = init // 128 * 255
+    told = a_run().settings([SEVEN], init=init)
+    assert (told["strength"], told["size"]) == (0.8, [8, 8])
+    assert told["init"] == hashlib.sha256(init.tobytes()).hexdigest()
+    told = a_run().settings([SEVEN], init=init, mask=mask)
+    assert (told["strength"], told["mask"]) == (1.0, hashlib.sha256(mask.tobytes()).hexdigest())
+
+
+@pytest.mark.parametrize(("options", "complaint"), [
+    ({"strength": 0.5}, "a mask or a strength needs init"),
+    ({"mask": a_picture()}, "a mask or a strength needs init"),
+    ({"init": a_picture(), "strength": 0.0}, "strength must lie in"),
+    ({"init": a_picture(), "strength": 1.5}, "strength must lie in"),
+    ({"init": a_picture(), "size": (8, 16)}, r"expected init uint8 \(8, 16, 1\), got uint8 \(8, 8"),
+    ({"init": a_picture().astype(float)}, "expected init uint8"),
+    ({"init": a_picture(), "mask": np.zeros((4, 4, 1), np.uint8)}, "expected mask uint8"),
+])
+def test_pictures_that_cannot_be_changed_are_refused_in_one_sentence(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        a_run().generate([SEVEN], **options)

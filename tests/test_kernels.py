@@ -12,7 +12,7 @@ from tinydiff_kernels.ladder import Ladder
 from tinydiff import autograd as ag, kernels
 from tinydiff.kernels import LADDERS, pick, use
 
-FUNCTIONS = {"attention": "forward backward", "conv2d": "forward grad_input grad_weight",
+FUNCTIONS = {"attention": "forward backward grad_bias", "conv2d": "forward grad_input grad_weight",
              "matmul": "forward grad_input grad_weight", "norm": "measure normalize backward",
              "optimizer": "step norm"}
 RUNGS = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER]
@@ -143,7 +143,8 @@ def of_ones(*shape):
     return ag.Tensor(np.ones(shape, np.float32), requires_grad=True)
 
 
-OPS = {"attention": lambda: ag.attention(of_ones(2, 3, 4), of_ones(2, 5, 4), of_ones(2, 5, 4)),
+OPS = {"attention": lambda: ag.attention(of_ones(2, 3, 4), of_ones(2, 5, 4), of_ones(2, 5, 4),
+                                         of_ones(3, 5)),
        "conv2d":    lambda: ag.conv2d(of_ones(1, 5, 5, 2), of_ones(3, 3, 2, 3), padding=1),
        "matmul":    lambda: ag.linear(of_ones(5, 2), of_ones(2, 3)),
        "norm":      lambda: ag.group_norm(of_ones(1, 5, 5, 4), of_ones(4), of_ones(4), groups=2)}

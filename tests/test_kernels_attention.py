@@ -42,15 +42,15 @@ def mask_of(axes, N, h, L, M, seed=1):
     return mask
 
 
-def results(rung, q, k, v, dy, mask=None, scale=None):
+def results(rung, q, k, v, dy, mask=None, scale=None, bias=None):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    y, log_sum = rung.forward(q, k, v, mask, scale)
-    return [y, log_sum, *rung.backward(dy, q, k, v, mask, scale, y, log_sum)]
+    y, log_sum = rung.forward(q, k, v, mask, scale, bias)
+    return [y, log_sum, *rung.backward(dy, q, k, v, mask, scale, y, log_sum, bias)]
 
 
-def exactly(q, k, v, dy, mask=None, scale=None):
+def exactly(q, k, v, dy, mask=None, scale=None, bias=None):
     """What rung 0 says in float64."""
-    return results(plain, *(a.astype(np.float64) for a in (q, k, v, dy)), mask, scale)
+    return results(plain, *(a.astype(np.float64) for a in (q, k, v, dy)), mask, scale, bias)
 
 
 def close(got, exact, atol):
@@ -90,6 +90,24 @@ def test_rung_0_goes_back_along_central_differences(axes):
 def test_online_agrees_with_the_definition(shape, axes):
     mask, case = mask_of(axes, *shape[:4]), arrays(*shape)
     close(results(online, *case, mask), exactly(*case, mask), 1e-5)
+
+
+@pytest.mark.parametrize("masked", ["", "NxxM", "LM"])
+@pytest.mark.parametrize("axes", ["M", "hxM", "hLM", "NhLM"])
+def test_what_is_added_to_the_scores_moves_all_results_and_has_its_own_slope(axes, masked):
+    shape, rng = (2, 3, 9, 133, 8, 5), np.random.default_rng(3)
+    sizes = dict(zip("NhLMx", (*shape[:4], 1)))
+    bias = rng.standard_normal([sizes[axis] for axis in axes], dtype=np.float32)
+    mask, case = mask_of(masked, *shape[:4]), arrays(*shape)
+    exact = exactly(*case, mask, None, bias.astype(np.float64))
+    close(results(online, *case, mask, None, bias), exact, 1e-5)
+    assert np.abs(exact[0] - exactly(*case, mask)[0]).max() > 0.1
+    q, k, v, dy = (a.astype(np.float64) for a in case)
+    away, slope = rng.standard_normal(bias.shape), plain.grad_bias(dy, q, k, v, mask, 8**-0.5,
+                                                                   *exact[:2], bias)
+    up, down = ((plain.forward(q, k, v, mask, 8**-0.5, bias + step * away)[0] * dy).sum()
+                for step in (1e-6, -1e-6))
+    np.testing.assert_allclose((slope * away).sum(), (up - down) / 2e-6, rtol=1e-6)
 
 
 @settings(max_examples=40)

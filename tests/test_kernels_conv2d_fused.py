@@ -10,9 +10,17 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="needs Numba")
 each_rung = pytest.mark.parametrize("rung", COMPILED)
 
 if COMPILED:
+    from tinydiff_kernels.conv2d import tiles
     from tinydiff_kernels.conv2d.rung2_numba import SEAM
 else:
     SEAM = 16
+
+
+@pytest.fixture(params=["weights stay", "weights pass by"])
+def weights(request, monkeypatch):
+    """As they are, and as if all were large."""
+    if request.param == "weights pass by":
+        monkeypatch.setattr(tiles, "LARGE", 0)
 
 
 def silu(x):
@@ -115,7 +123,7 @@ def extras(rng, names, N, H, W, C, O):
 @each_rung
 @each_size
 @pytest.mark.parametrize("names", EXTRAS, ids=lambda names: " and ".join(sorted(names)) or "bare")
-def test_forward_takes_norm_bias_time_and_residual_along(rng, rung, size, names):
+def test_forward_takes_norm_bias_time_and_residual_along(rng, rung, size, names, weights):
     N, H, W, C1, C2, O = SIZES[size]
     xs, w, _ = picture(rng, *SIZES[size])
     options = extras(rng, names, N, H, W, C1 + C2, O)
@@ -124,7 +132,7 @@ def test_forward_takes_norm_bias_time_and_residual_along(rng, rung, size, names)
 
 @each_rung
 @each_size
-def test_the_gradient_of_the_input_comes_in_the_parts_that_went_in(rng, rung, size):
+def test_the_gradient_of_the_input_comes_in_the_parts_that_went_in(rng, rung, size, weights):
     _, _, _, C1, C2, _ = SIZES[size]
     _, w, dy = picture(rng, *SIZES[size])
     split = C1 if C2 else None
@@ -160,6 +168,20 @@ def test_any_size_with_one_input_or_two(rung, N, H, W, vectors, C2, O, seed, nam
     check(rung, LADDER[rung].fused_grad_weight(dy, xs, **norm), grad_weight, dy, xs, **norm)
 
 
+@pytest.mark.parametrize("rung", ["winograd2", "winograd4"])
+def test_large_weights_pass_by_and_leave_nothing_behind(rng, rung):
+    """Tiles that fill no block, channels that fill no piece, one input and two."""
+    for N, S, C1, C2, O in ((2, 9, 80, 200, 130), (1, 4, 48, 0, 700)):
+        xs, w, dy = picture(rng, N, S, S + 1, C1, C2, O)
+        assert tiles.passes(4, xs[0], w)
+        before = len(tiles._kept)
+        options = extras(rng, {"norm", "base", "add"}, N, S, S + 1, C1 + C2, O)
+        got = LADDER[rung].fused(xs, w, keep=True, **options)
+        check(rung, got, forward, xs, w, **options)
+        check(rung, LADDER[rung].fused_grad_input(dy, w), grad_input, dy, w)
+        assert len(tiles._kept) == before
+
+
 @each_rung
 def test_weights_that_are_kept_are_never_stale(rng, rung):
     """keep: what is made of w may be kept; a weight that changed counts as changed."""
@@ -180,7 +202,7 @@ def test_weights_that_are_kept_are_never_stale(rng, rung):
 
 @each_rung
 @pytest.mark.parametrize("guilty", ["x", "skip", "scale", "shift", "base", "add", "w"])
-def test_what_is_no_number_comes_out_as_none(rng, rung, guilty):
+def test_what_is_no_number_comes_out_as_none(rng, rung, guilty, weights):
     xs, w, _ = picture(rng, 2, 8, 8, SEAM, 3, 5)
     options = extras(rng, {"norm", "base", "add"}, 2, 8, 8, SEAM + 3, 5)
     everything = {"x": xs[0], "skip": xs[1], "w": w, **options}
@@ -196,7 +218,7 @@ def test_what_is_no_number_comes_out_as_none(rng, rung, guilty):
 
 
 @each_rung
-def test_weights_and_what_is_added_may_have_any_layout(rng, rung):
+def test_weights_and_what_is_added_may_have_any_layout(rng, rung, weights):
     xs, w, dy = picture(rng, 2, 9, 7, SEAM, 5, 24)
     options = extras(rng, {"norm", "base", "add"}, 2, 9, 7, SEAM + 5, 24)
     turned = {name: np.asfortranarray(a) for name, a in options.items()}

@@ -1,6 +1,7 @@
 """Sums, SiLU and upsampling on all threads are what they are in plain NumPy."""
 
 import hashlib
+from math import erfc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tinydiff_kernels import elementwise
 FUNCTIONS = {
     "add":                lambda x, y: elementwise.add(x, y),
     "add_into":           lambda x, y: elementwise.add_into(x.copy(order="K"), y),
+    "mul":                lambda x, y: elementwise.mul(x, y),
     "silu":               lambda x, y: elementwise.silu(x),
     "silu_backward":      lambda x, y: elementwise.silu_backward(y, x),
     "upsample2":          lambda x, y: elementwise.upsample2(x),
@@ -39,7 +41,8 @@ def formula(name, x, y):
         return np.einsum("nhwc,ij->nhiwjc", x, np.ones((2, 2), x.dtype)).reshape(N, 2 * H, 2 * W, C)
     if name == "upsample2_backward":
         return np.einsum("nhiwjc->nhwc", x.reshape(N, H // 2, 2, W // 2, 2, C))
-    return {"silu": x * s, "silu_backward": y * (s + x * s * (1 - s))}.get(name, x + y)
+    return {"mul": x * y, "silu": x * s,
+            "silu_backward": y * (s + x * s * (1 - s))}.get(name, x + y)
 
 
 def agree(name, got, x, y):
@@ -117,6 +120,17 @@ def test_silu_of_huge_numbers_is_themselves_or_nothing(where):
         np.testing.assert_allclose(elementwise.silu(x), np.maximum(x, 0), atol=1e-15)
         np.testing.assert_allclose(elementwise.silu_backward(np.ones_like(x), x)[x != 0],
                                    (x > 0)[x != 0], atol=1e-15)
+
+
+def test_gelu_is_exact_to_a_few_units_in_the_last_place_also_where_it_is_nearly_nothing():
+    pytest.importorskip("numba")
+    x = np.float32([*np.linspace(-12.5, 12.5, 100_001), 0, 1e-30, -1e20, -3e38, 1e20, 3e38])
+    exact = np.array([max(v, 0) - abs(v) / 2 * erfc(abs(v) / 2**0.5) for v in x.astype(float)])
+    with np.errstate(under="ignore"):                     # 1e-35 of the largest
+        y = elementwise.gelu(x)
+    bound = (4 + x.astype(float).clip(-12.5, 0) ** 2) * 2.0**-23      # of e^(−x²/2): x² is rounded
+    assert (np.abs(y - exact) <= bound * np.abs(exact) + 1e-37).all()
+    assert np.isnan(elementwise.gelu(np.full(100, np.nan, np.float32))).all()
 
 
 def test_upsampled_sizes_are_even():

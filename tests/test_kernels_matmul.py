@@ -20,10 +20,12 @@ each_rung = pytest.mark.parametrize("idea", RUNGS)
 fast_rung = pytest.mark.parametrize("idea", RUNGS[1:])
 
 
-@pytest.fixture(autouse=True)
-def no_product_is_too_small(monkeypatch):
+@pytest.fixture(autouse=True, params=["weights stay", "weights pass by"])
+def no_product_is_too_small(monkeypatch, request):
     if can_compile():
         monkeypatch.setattr(matmul.LADDER["simd"], "TINY", 0)
+        large = 0 if request.param == "weights pass by" else 1 << 60
+        monkeypatch.setattr(matmul.LADDER["simd"], "LARGE", large)
 
 
 def arrays(P, C, O, dtype=np.float32):
@@ -98,7 +100,8 @@ def test_float32_is_as_exact_as_plain_arithmetic(idea, P, C):
 
 
 @fast_rung
-@pytest.mark.parametrize("shape", [(1500, 40, 64), (200, 600, 64), (97, 64, 320), (2100, 16, 8)])
+@pytest.mark.parametrize("shape", [(1500, 40, 64), (200, 600, 64), (97, 64, 320), (2100, 16, 8),
+                                   (300, 40, 600)])
 def test_large_products_are_cut_into_blocks_and_sums_into_parts(idea, shape):
     of = arrays(*shape)
     agree(results(matmul.LADDER[idea], *of), of, floor=0)

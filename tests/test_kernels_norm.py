@@ -298,3 +298,23 @@ def digest():
         for a in got.values():
             made.update(a.tobytes())
     return made.hexdigest()
+
+
+@pytest.mark.parametrize(("P", "D"), [(1, 1), (7, 5), (3, 33), (600, 64), (500, 77), (130, 1280)])
+@pytest.mark.parametrize("mean", [0, 100])
+def test_each_row_is_normalized_by_itself(rng, P, D, mean, monkeypatch):
+    x = (mean + 3 * rng.standard_normal((P, D))).astype(np.float32)
+    scale, shift = rng.standard_normal((2, D), dtype=np.float32)
+    x[0] = mean                                           # no variance: only eps stands below
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + EPS) * scale + shift
+    plain = np.abs(numpy_rung.rows(x, scale, shift, EPS) - exact).max()
+    monkeypatch.setattr(onepass, "GRAIN", 1)
+    for rung in (numpy_rung, onepass):
+        y = rung.rows(x.reshape(1, P, D), scale, shift, EPS)
+        assert (y.shape, y.dtype) == ((1, P, D), np.float32)
+        assert np.abs(y[0] - exact).max() <= 2 * plain + 1e-6
+    y = onepass.rows(wide, scale, shift, EPS)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, exact, rtol=0, atol=1e-12)

@@ -226,7 +226,7 @@ def test_a_label_that_does_not_exist_is_refused(rng):
 @pytest.mark.parametrize(("change", "message"), [
     (dict(predicts="noise"), "\"v\", \"velocity\" or \"edm\", not 'noise'"),
     (dict(base=12), "12 channels .* 8 groups and 1 heads"),
-    (dict(base=8, heads=3), "8 channels .* 8 groups and 3 heads"),
+    (dict(base=8, heads=3), "16 channels .* 8 groups and 3 heads"),
 ])
 def test_a_configuration_that_cannot_be_built_is_refused(change, message):
     with pytest.raises(ValueError, match=message):

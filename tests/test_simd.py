@@ -29,6 +29,7 @@ from tinydiff_kernels.simd.vector import (
     lower,
     nearest,
     power_of_two,
+    prefetch,
     read,
     same,
     splat,
@@ -82,6 +83,7 @@ def fill(item, worker, x, n):
 
 
 def move(item, worker, x, y, n):
+    prefetch(x, 2**40)                                    # far from all that may be read
     copy(x, y, n)
 
 

@@ -208,7 +208,7 @@ def test_the_new_settings_come_back_from_a_recipe_and_from_a_checkpoint(rng):
 @pytest.mark.parametrize(("change", "message"), [
     (dict(heads=2, head_width=4), "give heads or a head_width .* got heads=2 and head_width=4"),
     (dict(head_width=0), "a head_width of at least 1, got heads=1 and head_width=0"),
-    (dict(base=8, head_width=3), "8 channels .* 8 groups and heads 3 wide"),
+    (dict(base=8, head_width=3), "16 channels .* 8 groups and heads 3 wide"),
     (dict(dropout=1.0), "dropout is a share from 0 to below 1, got 1.0"),
     (dict(dropout=-0.1), "dropout is a share from 0 to below 1, got -0.1"),
     (dict(dropout=float("nan")), "dropout is a share from 0 to below 1, got nan"),

@@ -2,8 +2,8 @@
 
 Two towers stand on one foundation and meet at the top; imports go down only.
 
-     6   cli   demo   report                                       commands
-     5   train    generate    predictor    criterion    recipe     the stories
+     6   cli   commands   demo   report                            what is typed
+     5   train    generate    pretrained    predictor    recipe    the stories
      4   models   optim   │   data   images   checkpoint   viz   metrics
      3   nn               │
      2   autograd         │   diffusion                            Tensors │ arrays only
@@ -21,8 +21,9 @@ from tinydiff._version import __version__
 _HOME = {
     "tinydiff.autograd":           ("Tensor", "gradcheck", "no_grad"),
     "tinydiff.kernels":            ("use",),
-    "tinydiff.models":             ("TextEncoder", "TextEncoderConfig", "TextToImage", "Tokenizer",
-                                    "UNet", "UNetConfig"),
+    "tinydiff.models":             ("Autoencoder", "AutoencoderConfig", "TextEncoder",
+                                    "TextEncoderConfig", "TextToImage", "Tokenizer", "UNet",
+                                    "UNetConfig"),
     "tinydiff.diffusion":          ("Mixture", "Prediction", "Schedule", "classifier_guided",
                                     "clipped", "composed", "ddim", "ddpm", "ddpm_guided",
                                     "dpmpp_1s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "edm",
@@ -41,6 +42,8 @@ __all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name):
+    if name == "pretrained":
+        return import_module("tinydiff.pretrained")
     if name not in _WHERE:
         raise AttributeError(f"module 'tinydiff' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_WHERE[name]), name)

@@ -6,9 +6,9 @@
 A picture depends on (prompt, seed, index within its prompt) and on nothing else.
 """
 
-import io
 from collections import deque
 from difflib import get_close_matches
+from hashlib import sha256
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,9 +19,9 @@ from tinydiff import checkpoint, images
 from tinydiff._version import __version__
 from tinydiff.autograd import no_grad
 from tinydiff.diffusion import noise
+from tinydiff.diffusion.editing import inpainted, strength_nodes
 from tinydiff.diffusion.guidance import clipped, guided
 from tinydiff.diffusion.schedule import Schedule
-from tinydiff.files import write_atomically
 from tinydiff.models import TextToImage
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
@@ -34,63 +34,68 @@ SHIPPED = Path(__file__).parent / "weights"
 class Run:
     """A trained model with all that is needed to draw: schedule, recipe, size of its pictures."""
 
+    batch = 64                                            # pictures that are drawn at a time
+
     def __init__(self, model, schedule, recipe, shape, name):
         self.model, self.schedule, self.recipe = model, schedule, recipe
         self.shape, self.name = tuple(shape), name        # shape (H, W, C)
+        self.factor = model.unet.config.patch             # sizes are multiples of it, in pixels
+        self.own = recipe.sample                          # how to draw unless told otherwise
 
     def generate(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
-                 negative="", size=None, batch=64, show=False):
+                 negative="", size=None, init=None, mask=None, strength=None, batch=64, show=False):
         """n pictures of each prompt, all of the first prompt first -> uint8 (N, H, W, C)
 
         steps, guidance and sampler are the recipe's unless given; guidance leads away from
-        `negative`; size is (H, W); `batch` pictures are drawn at a time. Raises ValueError, at
-        once, for what cannot be drawn.
+        `negative`; size is (H, W); `batch` pictures are drawn at a time. A picture init (H, W, C)
+        is changed by `strength` in (0, 1] (0.8), or painted anew where mask (H, W, 1) is not 0
+        (then 1); both uint8. Raises ValueError, at once, for what cannot be drawn.
         """
         frames = self.denoise(prompts, n=n, seed=seed, steps=steps, guidance=guidance,
-                              sampler=sampler, negative=negative, size=size, batch=batch, show=show)
-        return images.to_uint8(deque(frames, maxlen=1).pop())
+                              sampler=sampler, negative=negative, size=size, init=init, mask=mask,
+                              strength=strength, batch=batch, show=show)
+        return self.pixels(deque(frames, maxlen=1).pop())
 
-    def denoise(self, prompts, *, batch=64, show=False, **options):
+    def denoise(self, prompts, *, init=None, mask=None, batch=64, show=False, **options):
         """Iterate over x_t float32 (N, H, W, C) from pure noise to x0: the frames of a film.
 
-        The options are those of `generate`.
+        The options are those of `generate`; `pixels` makes uint8 pictures of a frame.
         """
-        asked = self.settings(prompts, **options)
+        asked = self.settings(prompts, init=init, mask=mask, **options)
         if not is_whole(batch, 1):
             raise ValueError(f"generate: expected batch of at least 1, got {batch!r}")
-        n, seed, steps, w = (asked[key] for key in ("n", "seed", "steps", "guidance"))
-        times = walk(self.schedule, asked["sampler"], steps, self.recipe.sample.spacing)
-        shape = (*asked["size"], self.shape[2])
+        n, seed = asked["n"], asked["seed"]
+        sampler, times, std = self.walk(**asked)
+        known, paint = self.given(init, mask)
+        shape = self.shape_of(asked["size"])
         words = self.contexts([*prompts, asked["negative"]])              # (prompts + 1, L, D)
         prompt, index = np.divmod(np.arange(len(prompts) * n), n)         # index within its prompt
 
         def drawn(part):
             """x_T, then x_t after each step, of the pictures in this slice."""
             x_T = noise.batch(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, H, W, C)
-            x_T = self.schedule.start_std(times[0]) * x_T
+            x_T = (std * x_T if init is None else
+                   self.schedule.q_sample(np.repeat(known, len(x_T), axis=0), times[0], x_T))
             yield x_T
-            cond, uncond = words[prompt[part]], words[np.full(len(x_T), -1)]     # (N, L, D) each
-            predict = guided(denoiser(self.model.unet, self.schedule, cond),
-                             denoiser(self.model.unet, self.schedule, uncond), w)
-            if self.recipe.sample.clip:
-                predict = clipped(predict, self.schedule)
-            yield from SAMPLERS[asked["sampler"]](predict, x_T, self.schedule, timesteps=times,
-                                                  noise=noise.stream(seed, index[part], shape))
+            predict = self.predictor(words[prompt[part]], words[np.full(len(x_T), -1)], **asked)
+            if mask is not None:
+                predict = inpainted(predict, self.schedule, known=known, mask=paint)
+            yield from sampler(predict, x_T, self.schedule, timesteps=times,
+                               noise=noise.stream(seed, index[part], shape))
 
-        return frames([drawn(part) for part in parts(len(index), batch)], steps, show)
+        return frames([drawn(part) for part in parts(len(index), batch)], len(times) - 1, show)
 
     def settings(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
-                 negative="", size=None):
+                 negative="", size=None, init=None, mask=None, strength=None):
         """All that a picture is made of, as its PNG tells it: what is not given is the recipe's.
 
         Raises ValueError, in one sentence, for what cannot be drawn.
         """
-        own = self.recipe.sample
+        own = self.own
         sampler = own.sampler if sampler is None else sampler
         steps = own.steps if steps is None else steps
         w = own.guidance if guidance is None else guidance
-        size = self.shape[:2] if size is None else size
-        patch = self.model.unet.config.patch
+        size = (self.shape if init is None else init.shape)[:2] if size is None else size
         for value, fits, wanted in (
                 (prompts,  are_texts(prompts),                  "a list of prompts"),
                 (n,        is_whole(n, 1),                      "n of at least 1"),
@@ -98,15 +103,44 @@ class Run:
                 (w,        isinstance(w, Real) and isfinite(w), "a finite guidance"),
                 (negative, isinstance(negative, str),           "negative as a text"),
                 (sampler,  isinstance(sampler, str),            "the name of a sampler"),
-                (size,     is_pair(size, patch), f"size (H, W) in multiples of {patch}")):
+                (size,     is_pair(size, self.factor), f"size (H, W) in multiples of {self.factor}")
+        ):
             if not fits:
                 raise ValueError(f"generate: expected {wanted}, got {value!r}")
+        size = [int(side) for side in size]
+        asked = {"tinydiff": __version__, "model": Path(self.name).resolve().name,
+                 "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
+                 "steps": int(steps), "guidance": float(w), "negative": negative, "size": size}
+        asked |= given(init, mask, strength, (*size, self.shape[2]))
+        self.walk(**asked)
+        return asked
+
+    def walk(self, sampler, steps, strength=None, **_):
+        """The sampler of a name, its times, which start at strength · T if given, and x_T's std."""
         nearest(sampler, SAMPLERS, "sampler")
-        walk(self.schedule, sampler, steps, own.spacing)
-        return {"tinydiff": __version__, "model": Path(self.name).resolve().name,
-                "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
-                "steps": int(steps), "guidance": float(w), "negative": negative,
-                "size": [int(side) for side in size]}
+        times = walk(self.schedule, sampler, steps, self.own.spacing)
+        if strength is not None:
+            times = strength_nodes(self.schedule, strength, steps)
+        return SAMPLERS[sampler], times, self.schedule.start_std(times[0])
+
+    def predictor(self, cond, uncond, guidance, **_):
+        """A predictor in two contexts (N, L, D), guided away from the second."""
+        predict = guided(denoiser(self.model.unet, self.schedule, cond),
+                         denoiser(self.model.unet, self.schedule, uncond), guidance)
+        return clipped(predict, self.schedule) if self.own.clip else predict
+
+    def shape_of(self, size):
+        """The shape of x_t of a picture of `size` (H, W)."""
+        return *size, self.shape[2]
+
+    def given(self, init, mask):
+        """What is known of x0, and where to paint it (0 to 1), as x_t: (1, …) each, or None."""
+        return (None if init is None else images.to_float(init[None]),
+                None if mask is None else (mask[None] > 0).astype(np.float32))
+
+    def pixels(self, x_t):
+        """A frame x_t as uint8 (N, H, W, C)."""
+        return images.to_uint8(x_t)
 
     def contexts(self, texts):
         """The text encoder's answer (N, L, D), each text read apart: none sways another."""
@@ -126,6 +160,21 @@ def are_texts(value):
 def is_pair(value, patch):
     return (isinstance(value, (list, tuple)) and len(value) == 2
             and all(is_whole(side, 1) and side % patch == 0 for side in value))
+
+
+def given(init, mask, strength, shape):
+    """What a picture's settings tell of the one it was made from; ValueError where it cannot be."""
+    if init is None:
+        if mask is not None or strength is not None:
+            raise ValueError("generate: a mask or a strength needs init, the picture to change")
+        return {}
+    for name, picture, wanted in ("init", init, shape), ("mask", mask, (*shape[:2], 1)):
+        if picture is not None and (picture.shape != wanted or picture.dtype != np.uint8):
+            raise ValueError(f"generate: expected {name} uint8 {wanted}, got {picture.dtype} "
+                             f"{picture.shape}")
+    told = {name: sha256(picture.tobytes()).hexdigest() for name, picture
+            in (("init", init), ("mask", mask)) if picture is not None}
+    return {**told, "strength": (0.8 if mask is None else 1.0) if strength is None else strength}
 
 
 def frames(walks, steps, show):
@@ -182,25 +231,6 @@ def find(path):
         raise FileNotFoundError(f"no run {str(path)!r}: expected a run folder or {known}"
                                 + (f"; did you mean {guess[0]!r}?" if guess else ""))
     return names[str(path)]
-
-
-def write_pictures(path, frames, n, provenance):
-    """The last of the frames x_t (N, H, W, C) as .npy or .png, or all as a film, .gif or .webp.
-
-    Several pictures make a grid, with n > 1 of several prompts one row a prompt.
-    """
-    frames = [images.to_uint8(x_t) for x_t in frames]
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        memory = io.BytesIO()                             # into a file, np.save hides a full disk
-        np.save(memory, frames[-1])
-        return write_atomically(path, memory.getvalue())
-    columns = n if 1 < n < len(frames[-1]) else None
-    sheets = [images.grid(frame, columns) for frame in frames]
-    if suffix == ".png":
-        images.write_png(path, sheets[-1], provenance)
-    else:
-        images.write_film(path, sheets)
 
 
 def training_run(training, name):

@@ -106,6 +106,13 @@ def read_image(path):
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
+def with_channels(image, channels):
+    """uint8 (H, W, 1 or 3) -> (H, W, channels): colours averaged, or grey thrice."""
+    if image.shape[2] == channels:
+        return image
+    return np.repeat(image.mean(axis=2, keepdims=True).round().astype(np.uint8), channels, axis=2)
+
+
 def write_film(path, frames, seconds_per_frame=0.08, seconds_of_last=1.5):
     """Write frames, each uint8 (H, W, C), as a looping film: .gif or .webp (exact colours)."""
     suffix = Path(path).suffix.lower()
@@ -123,6 +130,24 @@ def write_film(path, frames, seconds_per_frame=0.08, seconds_of_last=1.5):
     with replace_atomically(path) as file:
         pictures[0].save(file, FILMS[suffix], save_all=True, append_images=pictures[1:], loop=0,
                          duration=milliseconds, **exact)
+
+
+def write_pictures(path, frames, n, provenance):
+    """The last of the frames, uint8 (N, H, W, C), as .npy or .png, or all as a film, .gif or .webp.
+
+    Several pictures make a grid, with n > 1 of several prompts one row a prompt.
+    """
+    frames, suffix = list(frames), path.suffix.lower()
+    if suffix == ".npy":
+        memory = io.BytesIO()                             # into a file, np.save hides a full disk
+        np.save(memory, frames[-1])
+        return write_atomically(path, memory.getvalue())
+    columns = n if 1 < n < len(frames[-1]) else None
+    sheets = [grid(frame, columns) for frame in frames]
+    if suffix == ".png":
+        write_png(path, sheets[-1], provenance)
+    else:
+        write_film(path, sheets)
 
 
 def _picture(who, image):

@@ -12,11 +12,12 @@ from tinydiff.diffusion.prediction import PREDICTS, edm_scale
 from tinydiff.diffusion.process import across
 
 
-def denoiser(unet, schedule, context=None, class_labels=None):
+def denoiser(unet, schedule, context=None, class_labels=None, clock=None):
     """A predictor (x_t, t) -> Prediction from a U-Net; t is the schedule's, in (0, T].
 
     Whatever the network predicts (unet.config.predicts), and however it counts time
-    (unet.config.t_first), the Prediction holds x0 and eps. context (N, L, D) goes with x_t (N, …).
+    (unet.config.t_first, or a function `clock` of t), the Prediction holds x0 and eps.
+    context (N, L, D) goes with x_t (N, …).
     Of a network that learned its variance, log_variance is a function of s, the time the step goes
     to: the sampler knows it (iDDPM Eq. 19). ValueError where it would name the noise of a schedule
     that ends without signal.
@@ -24,7 +25,8 @@ def denoiser(unet, schedule, context=None, class_labels=None):
     refuse_eps_without_signal(unet, schedule)
 
     def predict(x_t, t):
-        output = unet.predict(*as_heard(unet, schedule, x_t, t), context, class_labels)
+        heard, time = as_heard(unet, schedule, x_t, t)
+        output = unet.predict(heard, clock(t) if clock else time, context, class_labels)
         p, v = as_said(unet, schedule, x_t, t, output)
         if not v.size:
             return p

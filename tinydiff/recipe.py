@@ -27,7 +27,8 @@ KINDS    = {bool: "true or false", int: "a whole number from {}", float: "a numb
             str: "a word", tuple: "a list of whole numbers from {}"}
 FOLLOWS  = {"channels": 1, "context_width": None, "classes": None,      # from data, text
             "learned_variance": False}                                 # and from diffusion.loss
-MAY_BE_ZERO = {"attend", "depth", "sample_every", "seed", "t_first", "warmup"}
+MAY_BE_ZERO = {"attend", "depth", "frequency_shift", "middle", "sample_every", "seed", "t_first",
+               "transformer", "warmup"}
 
 
 @dataclass(frozen=True)

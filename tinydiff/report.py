@@ -26,9 +26,10 @@ def describe(training, out, stop_at=None):
 
 def describe_drawing(run, asked, out, batch):
     """The same for pictures with the settings `asked`: a rehearsed step times all steps."""
+    steps = len(run.walk(**asked)[1]) - 1
     return (f"device: cpu × {cores()} · model: {run.name} · "
             f"pictures: {len(asked['prompts']) * asked['n']}\n"
-            f"expected time: about {clock(asked['steps'] * rehearse_drawing(run, asked, batch))} · "
+            f"expected time: about {clock(steps * rehearse_drawing(run, asked, batch))} · "
             f"output: {out}")
 
 

@@ -38,7 +38,9 @@ ORDER = [
     ("tinydiff/nn/layers.py",                  "the layers with weights"),
     ("tinydiff/nn/attention.py",               "several heads"),
     ("tinydiff/models/blocks.py",              "what a U-Net is built of"),
+    ("tinydiff/models/transformer.py",         "and where it looks at words"),
     ("tinydiff/models/unet.py",                "down, across and up again"),
+    ("tinydiff/models/autoencoder.py",         "pictures made small, and large again"),
     ("tinydiff/models/tokenizer.py",           "text as pieces"),
     ("tinydiff/models/text_encoder.py",        "pieces as a context"),
     ("tinydiff/diffusion/objective.py",        "Algorithm 1, its random half"),
@@ -47,6 +49,9 @@ ORDER = [
     ("tinydiff/train.py",                      "training, told straight"),
     ("tinydiff/predictor.py",                  "where the towers meet"),
     ("tinydiff/generate.py",                   "generating, told straight"),
+    ("tinydiff/pretrained/weights.py",         "published numbers, turned into ours"),
+    ("tinydiff/pretrained/unet.py",            "their words for our U-Net"),
+    ("tinydiff/pretrained/pipeline.py",        "Stable Diffusion, all of it"),
 ]
 
 

@@ -1,11 +1,13 @@
 """y = softmax(q kᵀ · scale) v: each query's mix of the values.  docs/derivations/attention.md
 
-A rung has two functions on arrays q (…, L, d), k (…, M, d), v (…, M, e):
+A rung has three functions on arrays q (…, L, d), k (…, M, d), v (…, M, e):
 
-    forward(q, k, v, mask, scale) -> y (…, L, e), log_sum (…, L)
-    backward(dy, q, k, v, mask, scale, y, log_sum) -> dq, dk, dv
+    forward(q, k, v, mask, scale, bias) -> y (…, L, e), log_sum (…, L)
+    backward(dy, q, k, v, mask, scale, y, log_sum, bias) -> dq, dk, dv
+    grad_bias(dy, q, k, v, mask, scale, y, log_sum, bias) -> (…, L, M)
 
-mask is None or, broadcastable to (…, L, M), True where a query may look. log_sum is log Σ eˢ over
+mask is None or, broadcastable to (…, L, M), True where a query may look; bias is None or, as
+broadcastable, added to the scores. log_sum is log Σ eˢ over
 the scores s of a query: all that backward needs to find its weights again, p = e^(s − log_sum).
 A query that may look nowhere has log_sum −∞; it gets zeros and sends no gradient. Leading axes are
 equal, or broadcast; then the gradients have the broadcast ones.

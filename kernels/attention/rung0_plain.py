@@ -7,8 +7,8 @@ the softmax. BLAS multiplies; with d multiply-adds a score, the steps between co
 import numpy as np
 
 
-def forward(q, k, v, mask, scale):
-    s = scores(q, k, mask, scale)
+def forward(q, k, v, mask, scale, bias=None):
+    s = scores(q, k, mask, scale, bias)
     top = finite(s.max(axis=-1, keepdims=True, initial=-np.inf))
     with np.errstate(under="ignore", divide="ignore"):    # far from the top e^s is 0, and log 0 −∞
         p = np.exp(s - top)                               # (…, L, M)
@@ -18,17 +18,29 @@ def forward(q, k, v, mask, scale):
     return y, log_sum[..., 0]
 
 
-def backward(dy, q, k, v, mask, scale, y, log_sum):
+def backward(dy, q, k, v, mask, scale, y, log_sum, bias=None):
     with np.errstate(under="ignore"):
-        p = np.exp(scores(q, k, mask, scale) - finite(log_sum)[..., None])        # (…, L, M)
-        dp = dy @ v.swapaxes(-1, -2)
-        ds = p * (dp - (dy * y).sum(axis=-1, keepdims=True)) * scale
+        p, ds = slopes(dy, q, k, v, mask, scale, y, log_sum, bias)
+        ds = ds * scale
         return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
 
 
-def scores(q, k, mask, scale):
-    """s (…, L, M) = q kᵀ · scale, −∞ where a query may not look"""
+def grad_bias(dy, q, k, v, mask, scale, y, log_sum, bias):
+    with np.errstate(under="ignore"):
+        return slopes(dy, q, k, v, mask, scale, y, log_sum, bias)[1]
+
+
+def slopes(dy, q, k, v, mask, scale, y, log_sum, bias):
+    """The weights p (…, L, M), found again from log_sum, and the gradient of the scores"""
+    p = np.exp(scores(q, k, mask, scale, bias) - finite(log_sum)[..., None])
+    dp = dy @ v.swapaxes(-1, -2)
+    return p, p * (dp - (dy * y).sum(axis=-1, keepdims=True))
+
+
+def scores(q, k, mask, scale, bias):
+    """s (…, L, M) = q kᵀ · scale + bias, −∞ where a query may not look"""
     s = (q * scale) @ k.swapaxes(-1, -2)
+    s = s if bias is None else s + bias
     return s if mask is None else s + np.where(mask, 0, -np.inf).astype(s.dtype)
 
 

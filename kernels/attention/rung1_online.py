@@ -22,15 +22,16 @@ from .views import table
 
 FORWARD_KEYS, BACKWARD_KEYS = 128, 256                    # of a block, at most
 ITEMS = 16                                                # at least, where the work can be cut
+grad_bias = rung0_plain.grad_bias                         # as large as the scores are
 
 
-def forward(q, k, v, mask, scale):
-    if not usual(q, k, v, mask=mask):
-        return rung0_plain.forward(q, k, v, mask, scale)
+def forward(q, k, v, mask, scale, bias=None):
+    if not usual(q, k, v, mask=mask, bias=bias):
+        return rung0_plain.forward(q, k, v, mask, scale, bias)
     N, h, L, d = four(q).shape
     M, e = v.shape[-2:]
     y, sums = like(q, e), memory.empty((2, N, h, L))
-    q, k, v, away = rows(q), rows(k), rows(v), added(mask)
+    q, k, v, away = rows(q), rows(k), rows(v), added(mask, bias)
     count, block = up(L, PANEL) // PANEL, up(min(M, FORWARD_KEYS), ROWS)
     panels = min(count, max(1, N * h * count // ITEMS), 16)
     size = up(forward_size(block, panels, d, e), 16)
@@ -42,15 +43,15 @@ def forward(q, k, v, mask, scale):
     return y, log_sum.reshape(y.shape[:-1])
 
 
-def backward(dy, q, k, v, mask, scale, y, log_sum):
-    if not usual(q, k, v, dy, y, log_sum[..., None], mask=mask):
-        return rung0_plain.backward(dy, q, k, v, mask, scale, y, log_sum)
+def backward(dy, q, k, v, mask, scale, y, log_sum, bias=None):
+    if not usual(q, k, v, dy, y, log_sum[..., None], mask=mask, bias=bias):
+        return rung0_plain.backward(dy, q, k, v, mask, scale, y, log_sum, bias)
     N, h, L, d = four(q).shape
     M, e = v.shape[-2:]
     span = up(-(-M // min(-(-ITEMS // (N * h)), -(-M // 64))), ROWS)    # keys of a part
     parts, block = -(-M // span), min(span, up(BACKWARD_KEYS, ROWS))
     dq, dk, dv = [like(q, d) for _ in range(parts)], like(k, d), like(v, e)
-    q, k, v, away, y, dy = rows(q), rows(k), rows(v), added(mask), rows(y), rows(dy)
+    q, k, v, y, dy, away = *map(rows, (q, k, v, y, dy)), added(mask, bias)
     size = up(backward_size(block, d, e), 16)
     run(backward_part, N * h * parts, table(q, k, v, away, y, dy, *map(four, (dk, dv, *dq))),
         np.array([scale], np.float32), np.ascontiguousarray(log_sum), query_step(away), h, L, M, d,
@@ -60,12 +61,14 @@ def backward(dy, q, k, v, mask, scale, y, log_sum):
     return dq[0], dk, dv
 
 
-def usual(q, k, v, *others, mask):
+def usual(q, k, v, *others, mask, bias):
     """Whether all are float32 with the same leading axes, at most two, and none is empty."""
     scores = (*q.shape[:-1], k.shape[-2])
     return (all(a.dtype == np.float32 and a.shape[:-2] == q.shape[:-2] for a in (q, k, v, *others))
+            and (bias is None or bias.dtype == np.float32)
             and q.ndim <= 4 and min(q.size, k.size, v.size) > 0
-            and (mask is None or np.broadcast_shapes(np.shape(mask), scores) == scores))
+            and all(a is None or np.broadcast_shapes(np.shape(a), scores) == scores
+                    for a in (mask, bias)))
 
 
 def four(a):
@@ -84,12 +87,14 @@ def like(a, columns):
     return memory.empty((N, L, h, columns)).swapaxes(1, 2).reshape(*a.shape[:-1], columns)
 
 
-def added(mask):
-    """What a mask adds to the scores, turned: (…, M, L) of 0 and −∞; axes of length 1 stay so."""
-    if mask is None:
+def added(mask, bias):
+    """What is added to the scores, turned: (…, M, L), −∞ where a mask hides; axes of 1 stay so."""
+    if mask is None and bias is None:
         return None
-    seen = four(np.asarray(mask, bool)).swapaxes(2, 3)
-    return np.ascontiguousarray(np.where(seen, np.float32(0), np.float32(-np.inf)))
+    away = np.float32(0) if bias is None else bias
+    if mask is not None:
+        away = np.where(np.asarray(mask, bool), away, np.float32(-np.inf))
+    return np.ascontiguousarray(four(away).swapaxes(2, 3))
 
 
 def query_step(away):

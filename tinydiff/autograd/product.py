@@ -93,15 +93,22 @@ def check_conv2d(x, w, b, stride, padding):
 
 
 @op
-def attention(q, k, v, *, mask=None):
-    """softmax(q kᵀ / √d) v: each query's mix of the values.  docs/derivations/attention.md
+def attention(q, k, v, bias=None, *, mask=None, scale=None):
+    """softmax(q kᵀ · scale + bias) v: each query's mix of values.  docs/derivations/attention.md
 
-    q (…, L, d), k (…, M, d), v (…, M, e) -> (…, L, e); mask, broadcastable to (…, L, M), is True
-    where a query may look. A query that may look nowhere gets zeros.
+    q (…, L, d), k (…, M, d), v (…, M, e) -> (…, L, e); scale is 1/√d unless given. bias and mask
+    broadcast to (…, L, M); mask is True where a query may look. One that may look nowhere gets
+    zeros.
     """
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit: "
                          "expected (…, L, d), (…, M, d), (…, M, e)")
     rung = pick("attention")
-    y, log_sum = rung.forward(q, k, v, mask, scale := q.shape[-1] ** -0.5)
-    return y, lambda dy: rung.backward(dy, q, k, v, mask, scale, y, log_sum)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    y, log_sum = rung.forward(q, k, v, mask, scale, bias)
+
+    def vjp(dy):
+        case = dy, q, k, v, mask, scale, y, log_sum, bias
+        return *rung.backward(*case), lambda: rung.grad_bias(*case)
+
+    return y, vjp

@@ -1,5 +1,6 @@
 """The networks: Tensors in, Tensors out. Start with blocks.py, then unet.py."""
 
+from tinydiff.models.autoencoder import Autoencoder, AutoencoderConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.noisy_classifier import NoisyClassifier, NoisyClassifierConfig, fit_noisy
 from tinydiff.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -7,6 +8,6 @@ from tinydiff.models.text_to_image import TextToImage
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.unet import UNet, UNetConfig
 
-__all__ = ["Classifier", "ClassifierConfig", "NoisyClassifier", "NoisyClassifierConfig",
-           "TextEncoder", "TextEncoderConfig", "TextToImage", "Tokenizer", "UNet", "UNetConfig",
-           "fit_noisy"]
+__all__ = ["Autoencoder", "AutoencoderConfig", "Classifier", "ClassifierConfig", "NoisyClassifier",
+           "NoisyClassifierConfig", "TextEncoder", "TextEncoderConfig", "TextToImage", "Tokenizer",
+           "UNet", "UNetConfig", "fit_noisy"]

@@ -2,28 +2,32 @@
 
 from functools import partial
 
+import numpy as np
+
 from tinydiff.autograd import concat, linear, mean, silu, upsample
+from tinydiff.models.transformer import ContextBlock
 from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module
 
 
 class ResBlock(Module):
     """x + conv(silu(norm(·))) twice, told the time between the two convolutions.  DDPM §B
 
+    Where c_emb is None there is no time to be told.
     Functions may stand before the convolutions: `resize` before the first, and on the way around,
     `drop` before the second.
     """
 
-    def __init__(self, c_in, c_out, c_emb, *, groups, rng):
-        self.norm1 = GroupNorm(c_in, groups)
+    def __init__(self, c_in, c_out, c_emb, *, groups, rng, eps=1e-5):
+        self.norm1 = GroupNorm(c_in, groups, eps)
         self.conv1 = Conv2d(c_in, c_out, 3, rng=rng)
-        self.shift = Linear(c_emb, c_out, rng=rng)
-        self.norm2 = GroupNorm(c_out, groups)
+        self.shift = Linear(c_emb, c_out, rng=rng) if c_emb else None
+        self.norm2 = GroupNorm(c_out, groups, eps)
         self.conv2 = Conv2d(c_out, c_out, 3, rng=rng, scale=0.0)     # starts as the identity
         self.skip  = Conv2d(c_in, c_out, 1, rng=rng) if c_in != c_out else None
 
-    def __call__(self, x, emb, skip=None, drop=None, resize=None):
+    def __call__(self, x, emb=None, skip=None, drop=None, resize=None):
         """x ‖ skip (N, H, W, c_in), emb (N, c_emb) -> (N, H', W', c_out)"""
-        late = self.shift(silu(emb))                      # (N, c_out): one number per channel
+        late = self.shift and self.shift(silu(emb))       # (N, c_out): one number per channel
         h = self.conv1.behind(self.norm1, x, skip=skip, late=late, between=resize)
         return self.conv2.behind(self.norm2, h, add=self.around(x, skip, resize), between=drop)
 
@@ -40,8 +44,8 @@ class ResBlock(Module):
 class AdaptiveResBlock(ResBlock):
     """The same, told the time behind the second norm, by a scale and a shift.  ADM §3.1 (AdaGN)"""
 
-    def __init__(self, c_in, c_out, c_emb, *, groups, rng):
-        super().__init__(c_in, c_out, c_emb, groups=groups, rng=rng)
+    def __init__(self, c_in, c_out, c_emb, *, groups, rng, eps=1e-5):
+        super().__init__(c_in, c_out, c_emb, groups=groups, rng=rng, eps=eps)
         self.scale = Linear(c_emb, c_out, rng=rng)
 
     def __call__(self, x, emb, skip=None, drop=None, resize=None):
@@ -54,13 +58,16 @@ class AdaptiveResBlock(ResBlock):
 
 
 class AttentionBlock(Module):
-    """Pixels look at each other, then, if there is a context, at the words.  LDM §3.3"""
+    """Pixels look at each other, then, if there is a context, at the words.  LDM §3.3
 
-    def __init__(self, c, *, heads, groups, context_width, rng):
-        self.norm1 = GroupNorm(c, groups)
+    Without groups there is no norm in front.
+    """
+
+    def __init__(self, c, *, heads, groups, context_width, rng, eps=1e-5):
+        self.norm1 = GroupNorm(c, groups, eps) if groups else identity
         self.self_attention = Attention(c, heads=heads, rng=rng, scale=0.0)
         if context_width:
-            self.norm2 = GroupNorm(c, groups)
+            self.norm2 = GroupNorm(c, groups, eps) if groups else identity
             self.cross_attention = Attention(c, heads=heads, rng=rng, scale=0.0,
                                              context_width=context_width)
 
@@ -73,14 +80,32 @@ class AttentionBlock(Module):
         return h.reshape(N, H, W, C)
 
 
+class SpatialTransformer(Module):
+    """x + the same by a transformer of `depth` blocks, whose tokens are pixels.  LDM §E.2.1"""
+
+    def __init__(self, c, *, depth, heads, groups, context_width, rng):
+        self.norm = GroupNorm(c, groups, eps=1e-6) if groups else identity
+        self.proj_in = Linear(c, c, rng=rng)
+        self.blocks = [ContextBlock(c, heads=heads, context_width=context_width, rng=rng)
+                       for _ in range(depth)]
+        self.proj_out = Linear(c, c, rng=rng, scale=0.0)  # starts as the identity
+
+    def __call__(self, x, context):                       # x (N, H, W, c), context (N, L, D)
+        N, H, W, C = x.shape
+        h = self.proj_in(self.norm(x).reshape(N, H * W, C))           # (N, pixels, c)
+        for block in self.blocks:
+            h = block(h, context)
+        return x + self.proj_out(h).reshape(N, H, W, C)
+
+
 class Block(Module):
     """A ResBlock, and attention behind it where the level has it."""
 
-    def __init__(self, c_in, c_out, c_emb, *, adaptive, attention, groups, rng):
-        self.res = res_block(adaptive)(c_in, c_out, c_emb, groups=groups, rng=rng)
-        self.attention = attention and AttentionBlock(c_out, groups=groups, rng=rng, **attention)
+    def __init__(self, c_in, c_out, c_emb, *, adaptive, attention, **kind):
+        self.res = res_block(adaptive)(c_in, c_out, c_emb, **kind)
+        self.attention = attention and attention_block(c_out, **{**kind, **attention})
 
-    def __call__(self, h, emb, context, skip=None, drop=None):
+    def __call__(self, h, emb=None, context=None, skip=None, drop=None):
         h = self.res(h, emb, skip, drop)
         return h if self.attention is None else self.attention(h, context)
 
@@ -90,31 +115,46 @@ def res_block(adaptive):
     return AdaptiveResBlock if adaptive else ResBlock
 
 
-class Downsample(Module):
-    """Half the height and width, rounded up: (N, H, W, c) -> (N, ⌈H/2⌉, ⌈W/2⌉, c)."""
+def attention_block(c, *, depth=0, eps=1e-5, **kind):
+    """Which attention. A transformer's norms have an eps of their own."""
+    if depth:
+        return SpatialTransformer(c, depth=depth, **kind)
+    return AttentionBlock(c, eps=eps, **kind)
 
-    def __init__(self, c, *, rng):
-        self.conv = Conv2d(c, c, 3, stride=2, rng=rng)
+
+def identity(h):
+    return h
+
+
+class Downsample(Module):
+    """Half the height and width, rounded up: (N, H, W, c) -> (N, ⌈H/2⌉, ⌈W/2⌉, c).
+
+    With `corner` only the right and lower edge are padded, and sizes are rounded down.
+    """
+
+    def __init__(self, c, *, rng, corner=False):
+        padding = ((0, 1), (0, 1)) if corner else 1
+        self.conv = Conv2d(c, c, 3, stride=2, padding=padding, rng=rng)
 
     def __call__(self, h, emb=None, drop=None):
         return self.conv(h)
 
 
 class Upsample(Module):
-    """Twice the height and width, cropped to the size of `like`."""
+    """Twice the height and width, or the size of `like`, which is about that."""
 
     def __init__(self, c, *, rng):
         self.conv = Conv2d(c, c, 3, rng=rng)
 
-    def __call__(self, h, emb=None, drop=None, *, like):
-        return self.conv(doubled(h, like))
+    def __call__(self, h, emb=None, drop=None, *, like=None):
+        return self.conv(upsample(h) if like is None else doubled(h, like))
 
 
 class ResDownsample(Module):
     """Downsample by a ResBlock that takes the mean of 2 × 2 pixels on its way.  ADM §3"""
 
-    def __init__(self, c, c_emb, *, adaptive, groups, rng):
-        self.res = res_block(adaptive)(c, c, c_emb, groups=groups, rng=rng)
+    def __init__(self, c, c_emb, *, adaptive, **kind):
+        self.res = res_block(adaptive)(c, c, c_emb, **kind)
 
     def __call__(self, h, emb, drop=None):
         return self.res(h, emb, drop=drop, resize=halved)
@@ -136,7 +176,10 @@ def halved(h):
 
 
 def doubled(h, like):
-    """Each pixel four times, cropped to the height and width of `like`."""
+    """Each pixel four times, or as often as fits the height and width of `like`: the nearest."""
     _, H, W, _ = like.shape
+    _, m, n, _ = h.shape
+    if H > 2 * m or W > 2 * n:                            # an odd size had been rounded down
+        return h[:, np.arange(H) * m // H][:, :, np.arange(W) * n // W]
     h = upsample(h)
     return h if h.shape[1:3] == (H, W) else h[:, :H, :W]

@@ -5,6 +5,7 @@ most often into a new token, again and again (Sennrich et al. 2016, arXiv 1508.0
 """
 
 from collections import Counter
+from heapq import heappop, heappush
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +24,7 @@ class Tokenizer:
     def __init__(self, merges, length):
         self.merges = [tuple(pair) for pair in merges]
         self.length = length
-        self.rank = {pair: k for k, pair in enumerate(self.merges)}
+        self.table = {pair: (k, FIRST_MERGE + k) for k, pair in enumerate(self.merges)}
         self.size = FIRST_MERGE + len(self.merges)
 
     @classmethod
@@ -41,7 +42,7 @@ class Tokenizer:
             if best is None or pairs[best] < 2:
                 break
             for word in words:
-                spelling[word] = merge(spelling[word], best, FIRST_MERGE + len(merges))
+                spelling[word] = merged(spelling[word], {best: (0, FIRST_MERGE + len(merges))})
             merges.append(best)
         return cls(merges, length)
 
@@ -60,13 +61,7 @@ class Tokenizer:
 
     def pieces(self, word):
         """One word's tokens: its bytes, merged in the order in which the merges were learned."""
-        tokens = list(word.encode())
-        while len(tokens) > 1:
-            first = min(pairwise(tokens), key=lambda pair: self.rank.get(pair, len(self.merges)))
-            if first not in self.rank:
-                break
-            tokens = merge(tokens, first, FIRST_MERGE + self.rank[first])
-        return tokens
+        return merged(word.encode(), self.table)
 
     def decode(self, ids):
         """The text that a row of ids stands for."""
@@ -86,14 +81,28 @@ def split(text):
     return [" " + word for word in text.lower().split()]
 
 
-def merge(tokens, pair, new):
-    """`tokens` with every occurrence of `pair` replaced by `new`, from the left."""
-    out, i = [], 0
-    while i < len(tokens):
-        if tuple(tokens[i:i + 2]) == pair:
-            out.append(new)
-            i += 2
-        else:
-            out.append(tokens[i])
-            i += 1
-    return out
+def merged(tokens, merges):
+    """`tokens` after all that `merges`, {pair: (rank, new)}, can do: lowest rank first, then left.
+
+    The pairs wait in a heap, so n tokens take n log n steps.
+    """
+    n = len(tokens)
+    tokens = [*tokens, None]                              # None: past an end, or merged away
+    left, right = [*range(-1, n)], [*range(1, n + 1), n]
+    heap = []
+
+    def queue(i):
+        if found := merges.get((tokens[i], tokens[right[i]])):
+            heappush(heap, (*found, i))
+
+    for i in range(n):
+        queue(i)
+    while heap:
+        *found, i = heappop(heap)
+        j = right[i]
+        if merges.get((tokens[i], tokens[j])) == tuple(found):    # still the same pair
+            tokens[i], tokens[j] = found[1], None
+            right[i], left[right[j]] = right[j], i
+            queue(left[i])
+            queue(i)
+    return [token for token in tokens if token is not None]

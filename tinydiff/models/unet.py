@@ -1,6 +1,5 @@
 """The U-Net: down to coarse pictures, up again, each level told what the way down had seen."""
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 
@@ -9,90 +8,8 @@ import numpy as np
 from tinydiff.autograd import Tensor, dropout, no_grad, recomputed
 from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
+from tinydiff.models.unet_config import UNetConfig
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, TimeEmbedding
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The shape of a U-Net. Level 0 is the finest; each further level halves height and width."""
-
-    channels:         int = 1           # of the picture: 1 grey, 3 RGB
-    base:             int = 32          # channels at level 0
-    mults:            tuple = (1, 2)    # channels at each level, as multiples of base
-    blocks:           int = 1           # residual blocks a level going down, one more going up
-    attend:           tuple = (1,)      # levels with attention; the middle always has it
-    emb:              int = 4           # width of the time and text embedding, times base
-    adaptive:         bool = False      # the time scales and shifts (ADM), not only shifts (DDPM)
-    heads:            int = 1           # heads of each attention
-    head_width:       int | None = None # channels of a head, in place of heads; None: heads says
-    groups:           int = 8           # of each GroupNorm; divides every width
-    patch:            int = 1           # patch × patch pixels become channels before all else
-    context_width:    int | None = None # width of the text tokens; None: no text
-    classes:          int | None = None # number of class labels; None: none
-    predicts:         str = "eps"       # what the output means: "eps", "x0", "v", "velocity", "edm"
-    t_first:          int = 1           # the network's name for our t = 1
-    learned_variance: bool = False      # C more outputs: where the log-variance lies (iDDPM)
-    resample_blocks:  bool = False      # sizes change inside residual blocks, not between (ADM)
-    dropout:          float = 0.0       # share of activations zeroed where a call is given rng
-    checkpoint:       bool = False      # blocks are computed again in backward, to save memory
-
-    @classmethod
-    def ddpm_cifar10(cls):
-        """DDPM's CIFAR-10 network, 35,746,307 parameters.  DDPM §B"""
-        return cls(channels=3, base=128, mults=(1, 2, 2, 2), blocks=2, attend=(1,), groups=32,
-                   dropout=0.1)
-
-    @classmethod
-    def iddpm_cifar10(cls):
-        """Improved DDPM's CIFAR-10 network, 52,546,438 parameters.  iDDPM, its code"""
-        return cls(channels=3, base=128, mults=(1, 2, 2, 2), blocks=3, attend=(1, 2), heads=4,
-                   groups=32, adaptive=True, learned_variance=True, dropout=0.3)
-
-    @classmethod
-    def adm_imagenet64(cls):
-        """ADM's network of ImageNet at 64 × 64 pixels, 295,904,454 parameters.  ADM, its code"""
-        return cls(channels=3, base=192, mults=(1, 2, 3, 4), blocks=3, attend=(1, 2, 3), groups=32,
-                   head_width=64, adaptive=True, classes=1000, learned_variance=True,
-                   resample_blocks=True, dropout=0.1)
-
-    @classmethod
-    def mnist(cls, context_width=None):
-        """Digits on a laptop: 28 × 28 pixels worked on as 14 × 14 patches."""
-        return cls(base=32, mults=(1, 2), blocks=1, attend=(1,), patch=2, emb=12, adaptive=True,
-                   predicts="v", context_width=context_width)
-
-    @classmethod
-    def tiny(cls, context_width=None):
-        """About 60,000 parameters with text 64 wide: small enough to check the gradient of each."""
-        return cls(base=8, mults=(1, 2), blocks=1, heads=2, groups=4, context_width=context_width)
-
-    def __post_init__(self):
-        if self.predicts not in ("eps", "x0", "v", "velocity", "edm"):
-            raise ValueError('UNetConfig: predicts is "eps", "x0", "v", "velocity" or "edm", '
-                             f"not {self.predicts!r}")
-        for name in "channels base blocks emb heads groups patch context_width classes".split():
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"UNetConfig: {name} must be at least 1, got {value}")
-        if not self.mults or min(self.mults) < 1:
-            raise ValueError("UNetConfig: mults needs a number of at least 1 for each level, "
-                             f"got {self.mults}")
-        for level in self.attend:
-            if not 0 <= level < len(self.mults):
-                raise ValueError(f"UNetConfig: attend names level {level}, but {len(self.mults)} "
-                                 f"mults make levels 0 to {len(self.mults) - 1}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError("UNetConfig: dropout is a share from 0 to below 1, "
-                             f"got {self.dropout}")
-        width = self.head_width
-        if width is not None and (width < 1 or self.heads > 1):
-            raise ValueError("UNetConfig: give heads or a head_width of at least 1, "
-                             f"got heads={self.heads} and head_width={width}")
-        for mult in self.mults:
-            c = self.base * mult
-            if c % self.groups or c % (width or self.heads):
-                heads = f"heads {width} wide" if width else f"{self.heads} heads"
-                raise ValueError(f"UNetConfig: {c} channels cannot be shared out "
-                                 f"among {self.groups} groups and {heads}")
 
 
 class Level(Module):
@@ -105,55 +22,60 @@ class Level(Module):
 class UNet(Module):
     """x_t (N, H, W, C) and t (N,) -> what the configuration predicts, of x_t's shape.
 
-    context (N, L, D) are the text's tokens, of which the first also joins the time embedding;
+    context (N, L, D) are the text's tokens, of which the first may also join the time embedding;
     class_labels (N,) are integers. Each is required exactly when the configuration has it.
     With a learned variance the result is (N, H, W, 2C), and the last C say where between β̃ and β
     it lies (iDDPM Eq. 15). A generator `rng` is for training: it draws what dropout leaves out.
     """
 
-    def __init__(self, config, *, rng):
-        c = self.config = config
-        widths = [c.base * mult for mult in c.mults]
-        c_emb = c.emb * c.base
+    def __init__(self, config: UNetConfig, *, rng):
+        c, widths = config, config.widths
+        self.config = c
+        c_emb = round(c.emb * c.base)
 
-        def block(c_in, c_out, attend):
-            heads = c_out // c.head_width if c.head_width else c.heads
-            attention = dict(heads=heads, context_width=c.context_width) if attend else None
-            return Block(c_in, c_out, c_emb, attention=attention, **kind)
+        def block(c_in, level, attend, groups=c.groups):
+            attention = dict(heads=c.at("heads", level), depth=c.at("transformer", level),
+                             context_width=c.context_width, groups=groups) if attend else None
+            return Block(c_in, widths[level], c_emb, attention=attention, **kind)
 
-        kind = dict(adaptive=c.adaptive, groups=c.groups, rng=rng)
-        shrink, grow = partial(Downsample, rng=rng), partial(Upsample, rng=rng)
-        if c.resample_blocks:
-            shrink, grow = (partial(r, c_emb=c_emb, **kind) for r in (ResDownsample, ResUpsample))
-        self.time = TimeEmbedding(c.base, c_emb, rng=rng)
-        self.pooled = Linear(c.context_width, c_emb, rng=rng) if c.context_width else None
+        kind = dict(adaptive=c.adaptive, groups=c.groups, eps=c.eps, rng=rng)
+        shrink = (partial(Downsample, corner=c.corner, rng=rng),      # between blocks, or inside
+                  partial(ResDownsample, c_emb=c_emb, **kind))
+        grow = partial(Upsample, rng=rng), partial(ResUpsample, c_emb=c_emb, **kind)
+        self.time = TimeEmbedding(c.base, c_emb, rng=rng, shift=c.frequency_shift,
+                                  cosines_first=c.cosines_first)
+        pooled = c.pooled and c.context_width
+        self.pooled = Linear(c.context_width, c_emb, rng=rng) if pooled else None
         self.label = Embedding(c.classes, c_emb, rng=rng) if c.classes else None
         self.conv_in = Conv2d(c.channels * c.patch**2, c.base, 3, rng=rng)
 
         self.down, h, skips = [], c.base, [c.base]        # h: channels so far
         for level, width in enumerate(widths):
             blocks = []
-            for _ in range(c.blocks):
-                blocks.append(block(h, width, level in c.attend))
+            for _ in range(c.at("blocks", level)):
+                blocks.append(block(h, level, level in c.attend))
                 skips.append(h := width)
             coarsest = level == len(widths) - 1
-            self.down.append(Level(blocks, None if coarsest else shrink(h)))
+            self.down.append(Level(blocks, None if coarsest else
+                                   shrink[c.at("resample_blocks", level)](h)))
             if not coarsest:
                 skips.append(h)
 
-        self.middle1 = block(h, h, True)
-        self.middle2 = block(h, h, False)
+        groups = c.groups if c.middle_groups is None else c.middle_groups
+        self.middle1 = block(h, level, c.attend_middle, groups) if c.middle > 0 else None
+        self.middle2 = block(h, level, False) if c.middle > 1 else None
 
-        self.up = []
+        self.up, attend = [], c.attend if c.attend_up is None else c.attend_up
         for level, width in reversed(list(enumerate(widths))):
             blocks = []
-            for _ in range(c.blocks + 1):
-                blocks.append(block(h + skips.pop(), width, level in c.attend))
+            for _ in range(c.at("blocks", level) + 1):
+                blocks.append(block(h + skips.pop(), level, level in attend))
                 h = width
-            self.up.append(Level(blocks, grow(h) if level else None))
+            inside = c.at("resample_blocks" if c.resample_up is None else "resample_up", level)
+            self.up.append(Level(blocks, grow[inside](h) if level else None))
 
-        self.norm_out = GroupNorm(h, c.groups)
-        outputs = c.channels * (2 if c.learned_variance else 1)
+        self.norm_out = GroupNorm(h, c.groups, c.eps)
+        outputs = c.outputs or c.channels * (2 if c.learned_variance else 1)
         self.conv_out = Conv2d(h, outputs * c.patch**2, 3, rng=rng, scale=0.0)
 
     def __call__(self, x_t, t, context=None, class_labels=None, *, rng=None):
@@ -161,6 +83,7 @@ class UNet(Module):
         run = recomputed if self.config.checkpoint else lambda f, *args: f(*args)
         drops = dropouts(self.config.dropout, rng)
         emb = self.embed(t, context, class_labels)                    # (N, c_emb)
+        x_t = 2 * x_t - 1 if self.config.centre_input else x_t
         h = self.conv_in(space_to_depth(x_t, self.config.patch))      # (N, H/p, W/p, base)
         skips = [h]
         for level in self.down:
@@ -170,8 +93,8 @@ class UNet(Module):
             if level.resize:
                 h = run(level.resize, h, emb, next(drops))
                 skips.append(h)
-        h = run(self.middle1, h, emb, context, None, next(drops))
-        h = run(self.middle2, h, emb, context, None, next(drops))
+        for block in filter(None, (self.middle1, self.middle2)):
+            h = run(block, h, emb, context, None, next(drops))
         for level in self.up:
             for block in level.blocks:
                 h = run(block, h, emb, context, skips.pop(), next(drops))

@@ -9,24 +9,28 @@ class Attention(Module):
     """Each token of x asks, the tokens of `context` (x itself if None) answer.  LDM §3.3
 
     x (N, L, width), context (N, M, context_width) -> (N, L, width). mask, broadcastable to
-    (N, heads, L, M), is True where a token may look. scale = 0 starts as silence.
-    Raises ValueError where heads do not divide the width.
+    (N, heads, L, M), is True where a token may look; bias, likewise, is added to its scores, q · k
+    times `scale`, which is 1/√d unless given. In the beginning, scale = 0 is silence; q, k and v,
+    and what comes out, may do without bias, and the heads have an `inner` width of their own.
+    Raises ValueError where heads do not divide it.
     """
 
-    def __init__(self, width, *, heads, rng, context_width=None, scale=1.0):
-        if width % heads:
-            raise ValueError(f"Attention: width {width} cannot be shared out among {heads} heads")
+    def __init__(self, width, *, heads, rng, context_width=None, inner=None, bias=True,
+                 bias_out=True, scale=1.0):
+        inner = inner or width
+        if inner % heads:
+            raise ValueError(f"Attention: width {inner} cannot be shared out among {heads} heads")
         self.heads = heads
-        self.q   = Linear(width, width, rng=rng)
-        self.k   = Linear(context_width or width, width, rng=rng)
-        self.v   = Linear(context_width or width, width, rng=rng)
-        self.out = Linear(width, width, rng=rng, scale=scale)
+        self.q   = Linear(width, inner, rng=rng, bias=bias)
+        self.k   = Linear(context_width or width, inner, rng=rng, bias=bias)
+        self.v   = Linear(context_width or width, inner, rng=rng, bias=bias)
+        self.out = Linear(inner, width, rng=rng, bias=bias_out, scale=scale)
 
-    def __call__(self, x, context=None, *, mask=None):
+    def __call__(self, x, context=None, bias=None, *, mask=None, scale=None):
         context = x if context is None else context
         q, k, v = self.split(self.q(x)), self.split(self.k(context)), self.split(self.v(context))
-        y = attention(q, k, v, mask=mask).transpose(0, 2, 1, 3)       # (N, L, h, d)
-        return self.out(y.reshape(x.shape))
+        y = attention(q, k, v, bias, mask=mask, scale=scale).transpose(0, 2, 1, 3)
+        return self.out(y.reshape(*x.shape[:2], self.out.w.shape[0])) # (N, L, h·d)
 
     def split(self, x):
         """(N, L, h·d) -> (N, h, L, d): each head sees its own slice of the width."""

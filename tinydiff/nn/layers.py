@@ -1,4 +1,4 @@
-"""The layers with weights of their own: Linear, Conv2d, GroupNorm, LayerNorm, Embedding."""
+"""The layers with weights of their own: Linear, Conv2d, Embedding and the norms."""
 
 import numpy as np
 
@@ -30,16 +30,17 @@ class Linear(Module):
 class Conv2d(Module):
     """A K × K convolution: x (N, H, W, c_in) -> y (N, ⌈H/stride⌉, ⌈W/stride⌉, c_out).
 
+    padding is as autograd.conv2d takes it, or half a window all around.
     behind(norm, x, …) is the convolution of silu(norm(x)) in one pass, for K = 3.
     """
 
-    def __init__(self, c_in, c_out, K, *, rng, stride=1, scale=1.0):
+    def __init__(self, c_in, c_out, K, *, rng, stride=1, padding=None, scale=1.0):
         self.w = parameter(init.uniform((K, K, c_in, c_out), K * K * c_in, rng=rng, scale=scale))
         self.b = parameter(np.zeros(c_out))
-        self.stride = stride
+        self.stride, self.padding = stride, K // 2 if padding is None else padding
 
     def __call__(self, x):
-        return conv2d(x, self.w, self.b, stride=self.stride, padding=self.w.shape[0] // 2)
+        return conv2d(x, self.w, self.b, stride=self.stride, padding=self.padding)
 
     def behind(self, norm, x, *, skip=None, late=None, add=None, adapt=None, between=None):
         """conv(silu(norm(x ‖ skip))) + late + add, for a GroupNorm in front
@@ -82,6 +83,17 @@ class LayerNorm(Module):
 
     def __call__(self, x):                                # (…, width)
         return layer_norm(x, self.scale, self.shift, eps=self.eps)
+
+
+class RMSNorm(Module):
+    """Mean square 1 over the last axis of each token, then scale.  RMSNorm (1910.07467) Eq. 4"""
+
+    def __init__(self, width, eps=1e-6):
+        self.scale = parameter(np.ones(width))
+        self.eps = eps
+
+    def __call__(self, x):                                # (…, width)
+        return x * ((x * x).mean(axis=-1, keepdims=True) + self.eps) ** -0.5 * self.scale
 
 
 class Embedding(Module):

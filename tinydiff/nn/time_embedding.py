@@ -8,28 +8,29 @@ from tinydiff.nn.layers import Linear
 from tinydiff.nn.module import Module
 
 
-def sinusoids(t, width, *, longest=10_000):
-    """t (N,) -> (N, width): sines, then cosines, of t · longest^(−i / (width/2)).
+def sinusoids(t, width, *, longest=10_000, shift=0, cosines_first=False):
+    """t (N,) -> (N, width): sines, then cosines, of t · longest^(−i / (width/2 − shift)).
 
-    Each row depends on its own t alone. Transformer §3.5, DDPM §B.
+    Each row depends on its own t alone; an odd width ends in a zero. Transformer §3.5, DDPM §B.
     """
     xp = array_module(t)
     half = width // 2
-    rate = np.exp(-np.log(longest) * np.arange(half) / half).astype(np.float32)
+    rate = np.exp(-np.log(longest) * np.arange(half) / (half - shift)).astype(np.float32)
     angle = t[:, None].astype(np.float32) * xp.asarray(rate)
-    return xp.concatenate([xp.sin(angle), xp.cos(angle)], axis=1)
+    waves = [xp.sin(angle), xp.cos(angle)]
+    if cosines_first:
+        waves.reverse()
+    return xp.concatenate([*waves, xp.zeros((len(t), width % 2), np.float32)], axis=1)
 
 
 class TimeEmbedding(Module):
-    """t (N,) -> (N, c_emb): sinusoids, Linear, SiLU, Linear."""
+    """t (N,) -> (N, c_emb): sinusoids, in the form that `waves` says, Linear, SiLU, Linear."""
 
-    def __init__(self, c, c_emb, *, rng):
-        if c % 2:
-            raise ValueError(f"TimeEmbedding: expected an even number of waves, got {c}")
+    def __init__(self, c, c_emb, *, rng, **waves):
         self.linear1 = Linear(c, c_emb, rng=rng)
         self.linear2 = Linear(c_emb, c_emb, rng=rng)
-        self.c = c
+        self.c, self.waves = c, waves
 
     def __call__(self, t):
-        waves = sinusoids(t, self.c).astype(self.linear1.w.dtype)
+        waves = sinusoids(t, self.c, **self.waves).astype(self.linear1.w.dtype)
         return self.linear2(silu(self.linear1(waves)))

@@ -35,7 +35,7 @@ def ddpm(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=No
         p = ask(predict, x_t, t, s)
         x_t, _ = schedule.posterior(p.x0, x_t, t, s)                       # DDPM Eq. 7
         if s > 0:                                                          # Alg. 2: else z = 0
-            x_t = x_t + _deviation(p, variance, schedule, t, s) * z(step)
+            x_t = x_t + deviation(p, variance, schedule, t, s) * z(step)
         yield x_t
 
 
@@ -54,11 +54,11 @@ def ddpm_eps_form(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0,
         # iDDPM Eq. 13, ADM Eq. 27
         x_t = (x_t - share * p.eps) / root_alpha                           # DDPM Eq. 11
         if s > 0:
-            x_t = x_t + _deviation(p, variance, schedule, t, s) * z(step)  # DDPM Alg. 2, line 4
+            x_t = x_t + deviation(p, variance, schedule, t, s) * z(step)   # DDPM Alg. 2, line 4
         yield x_t
 
 
-def _deviation(p, variance, schedule, t, s):
+def deviation(p, variance, schedule, t, s):
     """σ_t of Algorithm 2: what the network learned of it, else what `variance` says."""
     if p.log_variance is None:
         return variance(schedule, t, s) ** 0.5

@@ -44,17 +44,17 @@ def _step(schedule, x_t, t, s, m0, others):
     """x_s from x_t and the estimate m0 there, bent by others, a list of (r, m)."""
     keep, pull, h = exact_step(schedule, t, s)
     x0 = m0
-    for rho, (r, m) in zip(_weights(h, [r for r, _ in others]), others):
+    for rho, (r, m) in zip(weights(-h, [r for r, _ in others]), others):
         x0 = x0 + rho / r * (m - m0)
     return keep * x_t + pull * x0
 
 
-def _weights(h, ratios):
-    """ρ with Σ_k ρ_k r_k^(j−1) = j! φ_j/(e^−h − 1), j = 1 …; ½ where there is but one."""
+def weights(k, ratios):
+    """ρ with Σ_i ρ_i r_i^(j−1) = j! φ_j/(e^k − 1), j = 1 …; ½ where there is but one; k = −h."""
     if len(ratios) < 2:
         return [0.5]
-    b, phi = [], expm1(-h) / -h - 1
+    b, phi = [], expm1(k) / k - 1
     for j in range(1, len(ratios) + 1):
-        b.append(factorial(j) * phi / expm1(-h))
-        phi = phi / -h - 1 / factorial(j + 1)
+        b.append(factorial(j) * phi / expm1(k))
+        phi = phi / k - 1 / factorial(j + 1)
     return np.linalg.solve(np.vander(ratios, increasing=True).T, b).tolist()

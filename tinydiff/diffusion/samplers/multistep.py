@@ -23,12 +23,12 @@ def pndm(predict, x_T, schedule, *, steps=None, timesteps=None, seed=0, noise=No
         slopes = [ask(predict, x_t, t).eps, *slopes[:3]]
         slope = sum(w * e for w, e in zip(WEIGHTS[len(slopes) - 1], slopes))
         if step == 0 and s > 0:
-            slope = (slope + ask(predict, _transfer(schedule, x_t, slope, t, s), s).eps) / 2
-        x_t = _transfer(schedule, x_t, slope, t, s)
+            slope = (slope + ask(predict, transfer(schedule, x_t, slope, t, s), s).eps) / 2
+        x_t = transfer(schedule, x_t, slope, t, s)
         yield x_t
 
 
-def _transfer(schedule, x_t, eps, t, s):
+def transfer(schedule, x_t, eps, t, s):
     """x_s, if eps does not change on the way: DDIM's step from any slope.  DDIM Eq. 13"""
     (a_t, b_t), (a_s, b_s) = schedule.levels(t), schedule.levels(s)
     return a_s / a_t * x_t + (b_s - a_s * b_t / a_t) * eps

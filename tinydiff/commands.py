@@ -1,0 +1,175 @@
+"""What each command does: the arguments become one call of a story.
+
+Nothing heavy is imported before a command runs.
+"""
+
+import json
+import os
+import platform
+import re
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinydiff._version import __version__
+
+
+def do_demo(args):
+    from tinydiff.demo import PROMPTS, run_demo
+    from tinydiff.report import finish, resumable
+    with usage():
+        out = a_folder(args.out)
+    again = ["demo", "--out", args.out, *["--seed", str(args.seed)] * (args.seed > 0)]
+    with resumable(again):
+        outcome = run_demo(out, seed=args.seed, stop_at=args.stop_at)
+    return finish(outcome, out, again, PROMPTS[7])
+
+
+def do_train(args):
+    from tinydiff import data, recipe
+    from tinydiff.report import describe, finish, preview, resumable
+    from tinydiff.train import CHECKPOINT, Training, fit
+    if args.list:
+        print("\n".join(recipe.shipped()))
+        return 0
+    with usage():
+        if not args.recipe:
+            raise ValueError(f"train: which recipe? There are {', '.join(recipe.shipped())}")
+        on_cpu(args.device)
+        plan = recipe.load_recipe(args.recipe).override(args.set)
+        out = a_folder(args.out or Path("runs") / Path(args.recipe).stem)
+        checkpoint = out / CHECKPOINT
+        if args.resume and not checkpoint.exists():
+            raise ValueError(f"{checkpoint} does not exist; leave --resume out to start")
+        if checkpoint.exists() and not args.resume:
+            raise ValueError(f"{out} holds a run already; --resume goes on with it, "
+                             "--out names another folder")
+    dataset = data.load(plan.data.name, plan.data.split)
+    with usage():
+        training = Training(plan, dataset)
+    if args.resume:
+        training.load(checkpoint)
+    print(describe(training, out, args.stop_at), flush=True)
+    again = ["train", args.recipe, "--out", out, *(f"--set={s}" for s in args.set)]
+    with resumable(again, checkpoint):
+        outcome = fit(training, out, stop_at=args.stop_at, preview=preview)
+    return finish(outcome, out, [*again, "--resume"], data.captions(plan.data.name, 7)[0])
+
+
+def do_sample(args):
+    from tinydiff import images
+    from tinydiff.files import probe
+    from tinydiff.report import as_typed, describe_drawing
+    home = Path(args.model) if Path(args.model).is_dir() else Path(args.model).parent
+    out = Path(args.out or home / "samples" / f"{slug(args.prompt[0])}-{args.seed}.png")
+    suffix = out.suffix.lower()
+    with usage():
+        on_cpu(args.device)
+        if suffix not in (".png", ".gif", ".webp", ".npy"):
+            raise ValueError(f"--out {out}: expected a name that ends in .png, .gif, .webp or .npy")
+    run = open_model(args.model)
+    own = {key: vars(args)[key]
+           for key in "n seed sampler steps guidance negative size strength".split()}
+    if args.init:
+        own["init"] = images.with_channels(images.read_image(args.init), run.shape[2])
+    if args.mask:
+        own["mask"] = images.with_channels(images.read_image(args.mask), 1) // 128
+    batch = args.batch or run.batch
+    with usage():
+        asked = run.settings(args.prompt, **own)
+        frames = run.denoise(args.prompt, batch=batch, show=True, **own)
+    probe(out)
+    print(describe_drawing(run, asked, out, batch), flush=True)
+    kept = deque(frames, maxlen=None if suffix in (".gif", ".webp") else 1)
+    images.write_pictures(out, map(run.pixels, kept), args.n, asked)
+    again = ["sample", args.model, "--prompt", args.prompt[0], "--seed", args.seed + 1]
+    print(f"wrote {out}; another: {as_typed(again)}")
+
+
+def open_model(path):
+    """What draws: a diffusers folder where there is one, else a run."""
+    if (Path(path) / "model_index.json").is_file():
+        from tinydiff import pretrained
+        return pretrained.load(path)
+    from tinydiff.generate import load_run
+    return load_run(path)
+
+
+def do_export(args):
+    from tinydiff.generate import load_run
+    from tinydiff.pretrained.export import export_run
+    run = load_run(args.run)
+    with usage():
+        print(export_run(run, args.folder))
+
+
+def do_data(args):
+    from tinydiff import data
+    if args.action == "list":
+        for row in data.available():
+            print(f"{row.name:<14} {row.split:<6} {row.count:>7,} pictures  {row.size:>12,} bytes  "
+                  f"{row.place}")
+        print("get one: tinydiff data fetch NAME")
+        return 0
+    with usage():
+        if not args.name:
+            raise ValueError(f"data {args.action}: which data set? tinydiff data list names them")
+        data.check_name(args.name)
+    if args.action == "fetch":
+        for row in data.fetch(args.name):
+            print(f"{row.name} {row.split}: {row.count:,} pictures from {row.place}")
+        print(f"check them: tinydiff data verify {args.name}")
+        return 0
+    rows = list(data.verify(args.name))
+    for row, problem in rows:
+        print(f"{row.name} {row.split}: {problem or 'good'} ({row.place})")
+    return int(any(problem for _, problem in rows))
+
+
+def do_info(args):
+    import numpy as np
+
+    from tinydiff.backend import why_no_gpu
+    from tinydiff.parallel import cores
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    facts = {"tinydiff": __version__, "python": platform.python_version(), "numpy": np.__version__,
+             "blas": f"{blas.get('name')} {blas.get('version')}", "system": platform.system(),
+             "machine": platform.machine(), "cores": os.cpu_count(), "threads": cores(),
+             "gpu": why_no_gpu() or "found, but the kernels of this version run on the CPU"}
+    lines = (f"{name:<9} {fact}" for name, fact in facts.items())
+    print(json.dumps(facts) if args.json else "\n".join(lines))
+
+
+class Usage(Exception):
+    """Something was typed wrongly: exit code 2."""
+
+
+@contextmanager
+def usage():
+    """What goes wrong in this block is the fault of what was typed."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise Usage(error) from None
+
+
+def a_folder(path):
+    """The Path of a run; ValueError if a file stands there, or further up on the way."""
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place}: is a file, expected a folder")
+    return Path(path)
+
+
+def on_cpu(device):
+    """Refuse a device that cannot compute."""
+    if device == "cuda":
+        from tinydiff.backend import why_no_gpu
+        raise ValueError("--device cuda: "
+                         + (why_no_gpu() or "the kernels of this version run on the CPU")
+                         + "; use --device cpu")
+
+
+def slug(prompt):
+    """A prompt as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"

@@ -1,0 +1,200 @@
+"""Published pipelines: a diffusers folder that draws, as its authors' code would.
+
+    pipe = tinydiff.pretrained.load("stable-diffusion-v1-5")
+    pipe.generate(["an astronaut on a horse"], negative_prompt="blurry", seed=0, steps=20)
+
+text ─tokenizer─▶ ids ─text encoder─▶ context; noise ─scheduler, U-Net─▶ z_0 ─autoencoder─▶ RGB.
+A folder with a U-Net and a scheduler alone (DDPM) draws without being told what.
+"""
+
+import re
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from tinydiff import images
+from tinydiff.diffusion.guidance import guided
+from tinydiff.generate import Run
+from tinydiff.models import Autoencoder, TextEncoder, Tokenizer, UNet
+from tinydiff.parallel import one_blas_thread
+from tinydiff.predictor import denoiser
+from tinydiff.pretrained.folders import load_model
+from tinydiff.pretrained.options import Options, is_list
+from tinydiff.pretrained.schedulers import Scheduler, load_scheduler
+from tinydiff.pretrained.tensors import named, read_json
+from tinydiff.pretrained.tokens import PretrainedTokenizer, load_tokenizer
+
+PROMPTED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
+STEPS    = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "LatentConsistencyModelPipeline": 4}
+
+
+class Pipeline(Run):
+    """A U-Net and its scheduler, with text_encoder and tokenizer, and autoencoder, or None each.
+
+    `generate` and `denoise` draw; frames are latents, which `pixels` decodes one by one.
+    """
+
+    batch = 1
+
+    def __init__(self, name, kind, unet, scheduler, size, *, tokenizer=None, text_encoder=None,
+                 autoencoder=None):
+        self.name, self.scheduler, self.schedule = name, scheduler, scheduler.schedule
+        self.unet, self.tokenizer, self.text_encoder = unet, tokenizer, text_encoder
+        self.autoencoder = autoencoder
+        self.factor = autoencoder.config.factor if autoencoder else 1
+        C = autoencoder.config.channels if autoencoder else unet.config.channels
+        self.shape = *(side * self.factor for side in size), C            # (H, W, C) of a picture
+        self.own = SimpleNamespace(sampler=scheduler.name, steps=STEPS.get(kind, 50), clip=False,
+                                   guidance=7.5 if tokenizer else 1.0, spacing="own")
+
+    def generate(self, prompts=("",), *, n=1, negative_prompt="", seed=0, steps=None, guidance=None,
+                 height=None, width=None, sampler=None, batch=1, show=False, **options):
+        """n pictures of each prompt, all of the first prompt first -> uint8 (N, height, width, C)
+
+        What is not given is as published: 50 steps, guidance 7.5. `sampler` is one of tinydiff's
+        by name, in place of the folder's. Options: init, mask and strength, as of `Run.generate`.
+        Raises ValueError, at once, for what cannot be drawn.
+        """
+        size = self.shape[:2] if options.get("init") is None else options["init"].shape[:2]
+        size = tuple(own if asked is None else asked for asked, own in zip((height, width), size))
+        frames = self.denoise(prompts, n=n, negative=negative_prompt or "", seed=seed, steps=steps,
+                              guidance=guidance, size=size, sampler=sampler, batch=batch, show=show,
+                              **options)
+        return self.pixels(deque(frames, maxlen=1).pop())
+
+    def settings(self, prompts, **options):
+        """As `Run.settings`; ValueError for a prompt where nobody reads it."""
+        asked = super().settings(prompts, **options)
+        if self.tokenizer is None and (any(prompts) or asked["negative"] or asked["guidance"] != 1):
+            raise ValueError(f"{self.name} draws without prompts: leave prompts, negative and "
+                             "guidance out")
+        return asked
+
+    def walk(self, sampler, steps, strength=None, **_):
+        """As of `Run`; the folder's own scheduler takes the last strength · steps of its steps."""
+        if sampler != self.own.sampler:
+            return super().walk(sampler, steps, strength)
+        times, std = self.scheduler.nodes(steps), self.scheduler.start_std(steps)
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], where 1 is all noise, got {strength}")
+        skip = 0 if strength is None else steps - max(1, int(steps * strength))
+
+        def walked(predict, x_T, schedule, *, timesteps, noise):
+            return self.scheduler(predict, x_T, steps=steps, skip=skip, noise=noise)
+
+        return walked, times[skip:], std
+
+    def contexts(self, texts):
+        """The text encoder's answer (N, L, D), each text read apart; nothing where none is."""
+        if self.tokenizer is None:
+            return np.zeros((len(texts), 0, 0), np.float32)
+        with one_blas_thread():
+            return np.concatenate([self.text_encoder.encode(self.tokenizer.encode([text]))[0]
+                                   for text in texts])
+
+    def predictor(self, cond, uncond, guidance, sampler, steps, **_):
+        """As of `Run`, the U-Net asked once for both contexts; it is told the checkpoint's time."""
+        clock = self.scheduler.clock(steps) if sampler == self.own.sampler else None
+        alone = self.tokenizer is None or guidance == 1
+        words = cond if alone else np.concatenate([cond, uncond])
+        both = denoiser(self.unet, self.schedule, words if self.tokenizer else None, clock=clock)
+        if alone:
+            return both
+
+        def predict(x_t, t):
+            p, N = both(np.concatenate([x_t, x_t]), t), len(x_t)
+            c, u = (p._replace(x0=p.x0[half], eps=p.eps[half])
+                    for half in (slice(N), slice(N, None)))
+            return guided(lambda *_: c, lambda *_: u, guidance)(x_t, t)
+
+        return predict
+
+    def shape_of(self, size):
+        """The shape of the latent of a picture of `size` (H, W)."""
+        H, W = (side // self.factor for side in size)
+        return H, W, self.unet.config.channels
+
+    def given(self, init, mask):
+        """The latent of `init`; a pixel of it is painted where any under it is to be."""
+        known, paint = super().given(init, mask)
+        if paint is not None:
+            _, H, W, _ = paint.shape
+            paint = paint.reshape(1, H // self.factor, self.factor, W // self.factor, self.factor,
+                                  1).max(axis=(2, 4))
+        if known is not None and self.autoencoder:
+            config = self.autoencoder.config
+            known = (self.autoencoder.encode(known)[0] - config.shift) * config.scale
+        return known, paint
+
+    def pixels(self, x_t):
+        """A frame x_t as uint8 (N, H, W, C), decoded one by one."""
+        return images.to_uint8(self.decode(x_t))
+
+    def decode(self, z):
+        """Latents (N, h, w, c) -> pictures (N, H, W, C) float32, about [-1, 1].  LDM §3.1"""
+        if self.autoencoder is None:
+            return z
+        config = self.autoencoder.config
+        with one_blas_thread():
+            return np.concatenate([self.autoencoder.decode(part / config.scale + config.shift)
+                                   for part in np.split(z, len(z))])
+
+
+def load_pipeline(folder):
+    """The Pipeline of a folder with a model_index.json.
+
+    Raises FileNotFoundError for a part that is missing, ValueError naming the file for a pipeline
+    that is not supported, and for parts that do not fit together.
+    """
+    folder = Path(folder)
+    file = folder / "model_index.json"
+    index = read_json(file)
+    kind, prompted = index.get("_class_name"), index.get("_class_name") in PROMPTED
+    if not prompted and kind not in STEPS:
+        raise ValueError(f"{file}: _class_name {named(kind)} is not supported; expected one of "
+                         f"{', '.join({*PROMPTED, *STEPS})}")
+
+    def part(name, read, wanted):
+        """What `read` finds in the sub-folder of that name, or beside the index (2022's DDPM)."""
+        found = read(place(name))
+        if not isinstance(found, wanted):
+            raise ValueError(f"{file}: {name} is a {type(found).__name__}, which no pipeline "
+                             "takes there; download the folder again")
+        return found
+
+    def place(name):
+        return folder / name if prompted or (folder / name).is_dir() else folder
+
+    scheduler = part("scheduler", load_scheduler, Scheduler)
+    if prompted:                                          # as diffusers corrects old folders
+        scheduler = Scheduler(scheduler.config | {"steps_offset": 1, "clip_sample": False}, file)
+    unet = part("unet", load_model, UNet)
+    unet.config = replace(unet.config, predicts=scheduler.predicts)
+    texts = dict(tokenizer=part("tokenizer", load_tokenizer, (PretrainedTokenizer, Tokenizer)),
+                 text_encoder=part("text_encoder", load_model, TextEncoder)) if prompted else {}
+    entry = index.get("vae")
+    autoencoder = part("vae", load_model, Autoencoder) if is_list(entry) and entry[0] else None
+    size = sample_size(place("unet") / "config.json", prompted)
+    for name, one, other in (
+            ("vae's latent_channels", autoencoder and autoencoder.config.latent,
+             unet.config.channels),
+            ("text_encoder's hidden_size", prompted and texts["text_encoder"].config.width,
+             unet.config.context_width)):
+        if one and one != other:
+            raise ValueError(f"{folder}: the unet expects {other} where {name} is {one}; these "
+                             "parts belong to different pipelines")
+    return Pipeline(str(folder), kind, unet, scheduler, size, autoencoder=autoencoder, **texts)
+
+
+def sample_size(file, prompted):
+    """(h, w) of what a U-Net was trained on; early files of Stable Diffusion said 32 for 64."""
+    theirs = read_json(file)
+    size = Options(theirs, file).each("sample_size", 64, 2)
+    version = [int(part) for part in re.findall(r"\d+", str(theirs.get("_diffusers_version", 9)))]
+    if isinstance(size, tuple):
+        return size
+    return (max(size, 64) if prompted and version[:2] < [0, 9] else size,) * 2
