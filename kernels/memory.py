@@ -15,6 +15,7 @@ import numpy as np
 
 SMALL = 1 << 16                                           # bytes; below, NumPy's own way is as fast
 FORGET = 5000                                             # requests after which an idle block goes
+IDLE = 1 << 30                                            # bytes that may lie idle: a gigabyte
 ALIGN = 64                                                # bytes: a line of the cache
 
 _blocks = defaultdict(list)                               # {bytes: [[block, last request], …]}
@@ -55,10 +56,14 @@ def take(size):
 
 
 def drop_idle():
-    """Give memory back that was not asked for in a long time."""
-    for entries in _blocks.values():
-        entries[:] = [entry for entry in entries
-                      if sys.getrefcount(entry[0]) > 2 or _requests - entry[1] < FORGET]
+    """Give memory back that was not asked for in a long time, and the oldest of too much."""
+    idle = sorted((entry[1], size) for size, entries in _blocks.items() for entry in entries
+                  if sys.getrefcount(entry[0]) == 2)
+    excess = sum(size for _, size in idle) - IDLE
+    for last, size in idle:
+        if excess > 0 or _requests - last >= FORGET:
+            excess -= size
+            _blocks[size][:] = [entry for entry in _blocks[size] if entry[1] != last]
 
 
 def forget():

@@ -12,10 +12,12 @@ from ..simd.functions import WIDTH
 from ..simd.pool import run, threads
 from ..simd.product import PANEL, ROWS
 from . import winograd_gradient
-from .winograd import TASKS
+from .winograd import CHANNELS, TASKS
 
 TILES = 48                                                # a block of them; more would leave L2
 SMALL = 1 << 11                                           # C·O of weights one thread transforms
+LARGE, FEW = 1 << 15, 128                                 # C·O, tiles: nothing is kept of weights
+KEPT  = 1 << 16                                           # C·O of the largest U that is: 9.4 MB
 PARTS = 8                                                 # a sum over all tiles is cut into so many
 
 
@@ -49,6 +51,46 @@ def shares(tiles, panels):
     groups = min(panels, max(1, threads() * TILES // max(1, tiles)))
     blocks = up(-(-tiles * groups // TILES), threads())
     return max(ROWS, -(-tiles * groups // max(1, blocks))), groups
+
+
+def passed_by(m, xs, w, *, turned=False, scale=None, shift=None, base=None, add=None, split=None):
+    """The same for few tiles and large weights w: their transforms are never written to memory.
+
+    First all tiles are transformed, V; then every thread takes some of them, and some panels.
+    """
+    x, skip, C1, C2 = sides(xs)
+    w = given(w)
+    start, strides, C, O = taken(w, turned)
+    N, H, W, _ = x.shape
+    m = m if number(m, x) >= ROWS else 2
+    count, positions, panels = number(m, x), (m + 2)**2, up(O, PANEL) // PANEL
+    y = [empty((N, H, W, width)) for width in ([split, O - split] if split else [O])]
+    V_step = up(count, ROWS) * CHANNELS + 16
+    V = empty((-(-C // CHANNELS) * positions, V_step))
+    V[:, count * CHANNELS:] = 0                           # not empty: denormals would be slow
+    high, parts = bands(m, H, W, 32)
+    size = up(piece(m, high, -(-W // m), CHANNELS), 16)
+    run(TASKS[m]["inputs"], N * parts * -(-C // CHANNELS), x, skip, C1, C2, given(scale),
+        given(shift), V, V_step, N, H, W, high, parts, empty(threads() * size), size)
+    T = up(min(count, 64), ROWS)
+    blocks = -(-count // T)
+    each = max(1, min(blocks * panels // (4 * threads()), 128 // T))      # panels of an item
+    size = up(m * m * PANEL + 10 * WIDTH**2 + positions * (CHANNELS * PANEL + 16)
+              + each * positions * (T * PANEL + 16), 16)
+    run(TASKS[m]["passing"], blocks * -(-panels // each), start, *strides, V, V_step, C,
+        given(whole_panels(base, N, O)), given(add), y[0], y[-1], split or O, O, N, H, W, T, each,
+        empty(threads() * size), size)
+    return y
+
+
+def passes(m, x, w):
+    """Whether few tiles meet large weights: then what is made of w costs more than it saves."""
+    return 0 < number(m, x) <= FEW and w.shape[2] * w.shape[3] >= LARGE
+
+
+def number(m, x):
+    """The tiles of all images."""
+    return len(x) * -(-x.shape[1] // m) * -(-x.shape[2] // m)
 
 
 def weight_gradient(m, xs, dy, *, scale=None, shift=None):
@@ -93,14 +135,18 @@ def piece(m, high, wide, C):
 def transformed(m, w, *, turned=False):
     """U for the weights w (3, 3, C, O), or for w turned around with C and O exchanged."""
     w = given(w)
-    _, _, C, O = w.shape
-    start, strides = w, (3 * C * O, C * O, O, 1)          # of row, column, C, O
-    if turned:
-        start = w.ctypes.data + 4 * 8 * C * O             # from the last tap backwards
-        strides, C, O = (-3 * C * O, -C * O, 1, O), O, C
+    start, strides, C, O = taken(w, turned)
     U = empty((up(O, PANEL) // PANEL, (m + 2)**2, C * PANEL + 16))
     transform(m, start, strides, C, O, U, 0)
     return U
+
+
+def taken(w, turned):
+    """(w, its strides in floats, C, O), or w turned around, with C and O exchanged."""
+    _, _, C, O = w.shape
+    if turned:                                            # from the last tap backwards
+        return w.ctypes.data + 4 * 8 * C * O, (-3 * C * O, -C * O, 1, O), O, C
+    return w, (3 * C * O, C * O, O, 1), C, O
 
 
 def transform(m, w, strides, C, O, U, seen):

@@ -29,22 +29,25 @@ def functions(m):
         return fused_grad_weight(dy, [x])
 
     def fused(xs, w, *, scale=None, shift=None, base=None, add=None, keep=False):
-        if few(xs[0]):
-            return rung2_numba.fused(xs, w, scale=scale, shift=shift, base=base, add=add)
+        around = dict(scale=scale, shift=shift, base=base, add=add)
+        if tiles.passes(m, xs[0], w):
+            return tiles.passed_by(m, xs, w, **around)[0]
+        if tiles.number(m, xs[0]) <= FEW:
+            return rung2_numba.fused(xs, w, **around)
+        keep = keep and w.shape[2] * w.shape[3] <= tiles.KEPT
         U = tiles.kept(m, w) if keep else tiles.transformed(m, w)
-        return tiles.convolve(m, xs, U, w.shape[3], scale=scale, shift=shift, base=base, add=add)[0]
+        return tiles.convolve(m, xs, U, w.shape[3], **around)[0]
 
     def fused_grad_input(dy, w, *, split=None):
-        if few(dy):
+        if tiles.passes(m, dy, w):
+            return tiles.passed_by(m, [dy], w, turned=True, split=split)
+        if tiles.number(m, dy) <= FEW:
             return rung2_numba.fused_grad_input(dy, w, split=split)
         U = tiles.transformed(m, w, turned=True)
         return tiles.convolve(m, [dy], U, w.shape[2], split=split)
 
     def fused_grad_weight(dy, xs, *, scale=None, shift=None):
         return tiles.weight_gradient(m, xs, dy, scale=scale, shift=shift)
-
-    def few(x):
-        return x.shape[0] * -(-x.shape[1] // m) * -(-x.shape[2] // m) <= FEW
 
     return forward, grad_input, grad_weight, fused, fused_grad_input, fused_grad_weight
 

@@ -1,6 +1,7 @@
 """Sums, SiLU and upsampling of arrays: on all threads where arrays are large, else plain NumPy.
 
     add(x, y) -> x + y                      add_into(x, y) -> x, after x += y
+    mul(x, y) -> x · y                      gelu(x) -> x · Φ(x) of an x that is large
     silu(x) -> x · σ(x)                     silu_backward(dy, x) -> dx
     upsample2(x) -> y, each pixel of x (N, H, W, C) four times: (N, 2H, 2W, C)
     upsample2_backward(dy) -> dx, the sums of those four
@@ -26,6 +27,14 @@ def add_into(x, y):
     else:
         x += y
     return x
+
+
+def mul(x, y):
+    return threaded().mul(x, y) if large(x, y, work=4) else x * y
+
+
+def gelu(x):
+    return threaded().gelu(x)
 
 
 def silu(x):

@@ -5,7 +5,7 @@ memory busy. SiLU counts its own exponentials, WIDTH at a time.
 """
 
 from ..memory import empty
-from ..simd.functions import WIDTH, sigmoid, silu as silu_of
+from ..simd.functions import WIDTH, gelu as gelu_of, sigmoid, silu as silu_of
 from ..simd.pool import run
 from ..simd.tasks import task
 from ..simd.vector import fma, load_part, splat, store_part
@@ -15,6 +15,14 @@ EACH = 2**14                                              # numbers an item take
 
 def add(x, y, out=None):
     return over(sums, x, y, out=out)
+
+
+def mul(x, y):
+    return over(products, x, y)
+
+
+def gelu(x):
+    return over(gelus, x)
 
 
 def silu(x):
@@ -54,6 +62,22 @@ def sums(item, worker, x, y, out, n):
     for i in range(item * EACH, last, WIDTH):
         lanes = min(WIDTH, last - i)
         store_part(out, i, load_part(x, i, lanes) + load_part(y, i, lanes), lanes)
+
+
+@task
+def products(item, worker, x, y, out, n):
+    last = min(item * EACH + EACH, n)
+    for i in range(item * EACH, last, WIDTH):
+        lanes = min(WIDTH, last - i)
+        store_part(out, i, load_part(x, i, lanes) * load_part(y, i, lanes), lanes)
+
+
+@task
+def gelus(item, worker, x, y, n):
+    last = min(item * EACH + EACH, n)
+    for i in range(item * EACH, last, WIDTH):
+        lanes = min(WIDTH, last - i)
+        store_part(y, i, gelu_of(load_part(x, i, lanes)), lanes)
 
 
 @task

@@ -9,7 +9,9 @@ from ..simd.functions import WIDTH, at, copy, zero
 from ..simd.microkernels import multiply_onto, multiply_onto_ahead
 from ..simd.product import DEPTH, PANEL, ROWS
 from ..simd.tasks import task
-from ..simd.vector import load1, load_part, store1, store_part
+from ..simd.vector import load1, load_part, store, store1, store_part
+
+LINE = 16                                                 # floats in a line of the cache
 
 
 @task
@@ -57,6 +59,42 @@ def forward(item, worker, x, skip, C1, C2, w, w_row, w_panel, base, add, y, P, O
             finish(c, c_row, at(add, top * O + o), O, here, O, n, min(PANEL, O - o))
         elif c == tile:
             finish(c, c_row, 0, 0, here, O, n, min(PANEL, O - o))
+
+
+@task
+def passing(item, worker, x, skip, C1, C2, w, base, add, y, P, O, block, columns, scratch, size):
+    """The same for a large w (C1 + C2, O): `block` rows stay, and w, a piece at a time, passes by.
+
+    A piece, DEPTH × PANEL, is packed into L1 just before all rows of the block are multiplied by
+    it, so w is neither copied as a whole nor fetched again for each few rows. The sums stay in L2.
+    """
+    across = (O + columns - 1) // columns
+    top, left = item // across * block, item % across * columns
+    n, wide, step = min(block, P - top), min(columns, O - left), columns + LINE
+    piece = at(scratch, worker * size)
+    sums = at(piece, DEPTH * PANEL)                       # (block, columns)
+    rest = at(sums, block * step)
+    for side in range(2):
+        a, C, first = (skip, C2, C1) if side else (x, C1, 0)
+        a, whole = at(a, top * C), n // ROWS * ROWS
+        copy(at(a, whole * C), rest, (n - whole) * C)
+        for k in range(0, C, DEPTH):
+            depth = min(C - k, DEPTH)
+            for o in range(0, wide, PANEL):
+                lay_out(at(w, (first + k) * O + left + o), O, depth, min(PANEL, wide - o), piece)
+                for i in range(0, n, ROWS):
+                    rows = at(a, i * C + k) if i < whole else at(rest, k)
+                    to = at(sums, i * step + o)
+                    s, s_row = (to, step) if first + k else (at(base, left + o), 0)
+                    multiply_onto(rows, C, 1, piece, PANEL, to, step, depth, s, s_row)
+    finish(sums, step, at(add, top * O + left) if add else 0, O, at(y, top * O + left), O, n, wide)
+
+
+def lay_out(w, row, depth, n, piece):
+    """piece (depth, PANEL) = w (depth, n), rows `row` floats apart; zeros behind"""
+    for k in range(depth):
+        for o in range(0, PANEL, WIDTH):
+            store(piece, k * PANEL + o, load_part(w, k * row + o, n - o))
 
 
 def product(x, rest, C, w, w_row, s, s_row, c, c_row, n, new):

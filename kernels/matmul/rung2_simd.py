@@ -13,11 +13,13 @@ from ..memory import empty
 from ..simd.pool import run, threads
 from ..simd.product import PANEL, ROWS
 from . import rung1_blas
-from .blocks import add_up, forward as forward_block, gradient, pack
+from .blocks import DEPTH, LINE, add_up, forward as forward_block, gradient, pack, passing
 
 TINY  = 2**18                                             # P·C·O; below, BLAS is done sooner
 SMALL = 2**22                                             # P·C·O; below, waking threads costs more
 BLOCK = 96                                                # rows: with C = 512 a fifth of a small L2
+LARGE = 2**16                                             # C·O of a w that is packed as it passes
+STAY  = 256                                               # rows, columns by which it passes
 DEEP  = 64                                                # rows of dy at a time: 8 KB in L1
 TALL, WIDE = 512, 256                                     # a gradient's largest block: 512 KB in L2
 SPLIT, PARTS = 512, 16                                    # rows a gradient sums at least; items
@@ -30,6 +32,8 @@ def forward(x, w, b=None, add=None):
                 (b, (O,)), (add, (P, O))):
         return rung1_blas.forward(x, w, b, add)
     [w] = contiguous(w)
+    if C * O >= LARGE:
+        return passed_by(xs, w, b, add)
     if O == PANEL or (O % PANEL == 0 and P <= 2 * BLOCK):     # w is as good as its panels
         return multiplied(xs, w, O, PANEL, O, b, add)
     return multiplied(xs, panels(w, O, 1, C, O), PANEL, C * PANEL, O, b, add)
@@ -101,5 +105,23 @@ def multiplied(xs, w, w_row, w_panel, O, b=None, add=None):
     y = empty((P, O))
     run(forward_block, -(-P // block) * -(-O // columns), x, given(skip), C1, C2,
         w, w_row, w_panel, base, given(add), y, P, O, block, columns,
+        empty(threads() * size), size)
+    return y
+
+
+def passed_by(xs, w, b, add):
+    """y (P, O) = xs · w + b + add for a large w, which passes by blocks of rows."""
+    x, skip = contiguous(*xs) if len(xs) == 2 else (*contiguous(*xs), None)
+    add = None if add is None else np.ascontiguousarray(add)
+    (P, C1), O = x.shape, w.shape[1]
+    C2 = len(w) - C1
+    blocks = -(-P // STAY)
+    block = up(-(-P // blocks), ROWS)
+    across = max(1, up(blocks * -(-O // STAY), 2 * threads()) // blocks)      # items for everyone
+    columns = up(-(-O // across), PANEL)
+    size = up(DEPTH * PANEL + block * (columns + LINE) + ROWS * max(C1, C2), 16)
+    y = empty((P, O))
+    run(passing, -(-P // block) * -(-O // columns), x, given(skip), C1, C2, w,
+        whole_panels(0 if b is None else b, 1, O), given(add), y, P, O, block, columns,
         empty(threads() * size), size)
     return y

@@ -24,6 +24,13 @@ def normalize(x, scale, shift, silu):
     return y * sigmoid(y) if silu else y
 
 
+def rows(x, scale, shift, eps):
+    """Each row by itself, LayerNorm: x (…, D), scale and shift (D,) -> y like x"""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    rstd = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
+    return centred * rstd * scale + shift
+
+
 def backward(dys, xs, scale, shift, mean, rstd, silu):
     """dxs like xs, dscale and dshift (N, C); the caller gives dys up.  docs/derivations/norm.md"""
     groups = mean.shape[1]

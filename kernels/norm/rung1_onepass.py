@@ -19,6 +19,7 @@ from ..simd.tasks import task
 from ..simd.vector import load1, store1
 from . import rung0_numpy
 from .sweeps import CENTRE, ROWS, SCALE, SHIFT, SUM, SUM_D, TILE, apply, gradient, moments, sums
+from .tokens import normalize_rows
 
 SHARES = 16                                               # blocks to make, for that many threads
 GRAIN  = 2**15                                            # floats of x worth waking a thread for
@@ -39,6 +40,17 @@ def normalize(x, scale, shift, silu):
         return rung0_numpy.normalize(x, scale, shift, silu)
     y = memory.empty(x.shape)
     share(normalize_blocks, shape, C, *map(np.ascontiguousarray, (x, scale, shift)), y, silu)
+    return y
+
+
+def rows(x, scale, shift, eps):
+    D = x.shape[-1]
+    if x.size < GRAIN or not plain((x, x.shape), (scale, (D,)), (shift, (D,))):
+        return rung0_numpy.rows(x, scale, shift, eps)
+    y, P = memory.empty(x.shape), x.size // D
+    each = max(1, GRAIN // (2 * D))
+    run(normalize_rows, -(-P // each), *map(np.ascontiguousarray, (x, scale, shift)),
+        np.array([eps], np.float32), y, P, D, each)
     return y
 
 

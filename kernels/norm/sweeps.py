@@ -6,31 +6,11 @@ channels where they fill none.
 """
 
 from ..simd.functions import WIDTH, at, exp, silu
-from ..simd.vector import (
-    call,
-    divide,
-    fma,
-    integer,
-    ir,
-    load,
-    load_part,
-    pointer,
-    splat,
-    store,
-    store_part,
-    word,
-)
+from ..simd.vector import divide, fma, load, load_part, prefetch, splat, store, store_part
 
 CENTRE, SCALE, SHIFT, SUM, SUM_D, ROWS = range(6)         # rows of the table; ROWS is how many
 TILE  = 2**13                                             # floats of x: 32 kB, as L1 holds
 AHEAD = 24                                                # pixels it computes while memory answers
-
-
-@word("none", "int", "int")
-def prefetch(b, address, index):
-    """Send for a line of the cache and go on; any address will do."""
-    how = [integer(kind, 32) for kind in (0, 3, 1)]       # to read, to be kept, of data
-    call(b, "llvm.prefetch.p0", ir().VoidType(), pointer(b, address, index, ir().FloatType()), *how)
 
 
 def load_all(x, i, n):

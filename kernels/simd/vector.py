@@ -93,6 +93,13 @@ def store1(b, address, index, x):
     b.store(x, pointer(b, address, index, ir().FloatType()), align=4)
 
 
+@word("none", "int", "int")
+def prefetch(b, address, index):
+    """Send for a line of the cache and go on; any address will do."""
+    how = [integer(kind, 32) for kind in (0, 3, 1)]       # to read, to be kept, of data
+    call(b, "llvm.prefetch.p0", ir().VoidType(), pointer(b, address, index, ir().FloatType()), *how)
+
+
 def mask(b, n):
     """Lane i is on where i < n."""
     width = isa.host().width

@@ -4,7 +4,7 @@ from math import erf, exp as exp_, pi, sqrt as sqrt_
 
 import numpy as np
 
-from tinydiff.autograd.tensor import op
+from tinydiff.autograd.tensor import op, recording
 from tinydiff.backend import array_module
 from tinydiff.kernels import elementwise
 
@@ -24,7 +24,7 @@ def sub(x, y):
 @op
 def mul(x, y):
     """x · y"""
-    return x * y, lambda dy: (dy * y, dy * x)
+    return elementwise.mul(x, y), lambda dy: (dy * y, dy * x)
 
 
 @op
@@ -112,6 +112,8 @@ def relu(x):
 @op
 def gelu(x):
     """x · Φ(x), Φ the normal distribution function"""
+    if not recording() and elementwise.large(x):
+        return elementwise.gelu(x), None
     xp = array_module(x)
     phi = 0.5 + 0.5 * error_function(x * sqrt_(0.5))
 

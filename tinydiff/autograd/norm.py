@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinydiff.autograd.tensor import op
+from tinydiff.autograd.tensor import op, recording
 from tinydiff.backend import array_module
 from tinydiff.kernels import pick
 
@@ -13,6 +13,8 @@ def layer_norm(x, scale, shift, *, eps=1e-5):
 
     x (…, D), scale and shift (D,) -> y like x
     """
+    if not recording() and array_module(x) is np:
+        return pick("norm").rows(x, scale, shift, eps), None
     xp = array_module(x)
     centred = x - x.mean(axis=-1, keepdims=True)
     rstd = 1 / xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
