@@ -9,7 +9,8 @@ both alike; every racer lives in a process of its own and sleeps while the other
 
 The last line is a JSON object. ratio: our seconds for a whole picture over theirs, of medians.
 --peak: also the most memory each side holds, in 10⁹ bytes, at a latent of 64 × 64, which is a
-picture of 512 × 512, with all three models in one fresh process.
+picture of 512 × 512, with all three models in one fresh process; the table then goes into
+docs/pretrained.md.
 """
 
 import argparse
@@ -19,16 +20,20 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from importlib import metadata
+from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 
 import numpy as np
 from cpu_step import PAUSE, peak
 from demo_time import POOLS
-from machine import machine
+from machine import in_words, machine
+from pages import replace_block
 
 from tinydiff.parallel import cores
 
+ROOT  = Path(__file__).resolve().parents[1]
+NAMES = {"text": "text encoder", "unet": "U-Net", "decode": "decoder", "picture": "whole picture"}
 CALLS = {"text": 1, "unet": 20, "decode": 1}              # of each part, for one picture
 OURS, PEERS = "ours", ("diffusers NCHW", "diffusers channels_last")
 
@@ -203,6 +208,26 @@ def main():
         found["peak_gb"] = {name: most(name, given.threads) for name in (OURS, PEERS[0])}
     found["machine"] = machine() | {name: metadata.version(name) for name in ("torch", "diffusers")}
     print(json.dumps(found))
+    if given.peak:
+        replace_block(ROOT / "docs" / "pretrained.md", "stable-diffusion", page(found, given))
+
+
+def page(found, given):
+    """The table in docs/pretrained.md."""
+    on, (first, second) = found["machine"], (found[peer] for peer in PEERS)
+    rows = [f"| {name} | {first['seconds'][OURS][part]:.2f} | "
+            f"{first['seconds'][PEERS[0]][part]:.2f} | {first['ratios'][part]:.2f} | "
+            f"{second['ratios'][part]:.2f} |" for part, name in NAMES.items()]
+    ours, theirs = found["peak_gb"].values()
+    return "\n".join([
+        "| | seconds | diffusers | ratio | ratio, channels_last |", "|---|" + "---:|" * 4,
+        *rows, f"""
+Stable Diffusion 1.5's shapes with random weights, float32, a latent of {given.latent} ×
+{given.latent}, guidance, on {given.threads} threads; a picture is two texts, 20 calls of the U-Net
+and one of the decoder. Ours and diffusers' turn about, medians of {given.rounds}. For 512 × 512
+pixels ours hold at most {ours:.1f} GB, diffusers {theirs:.1f} GB.
+{in_words(on)}, torch {on['torch']}, diffusers {on['diffusers']}: `python
+benchmarks/stable_diffusion.py --threads {given.threads} --rounds {given.rounds} --peak`."""])
 
 
 if __name__ == "__main__":

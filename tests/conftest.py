@@ -41,3 +41,19 @@ def cpu_step(monkeypatch):
 def rng():
     """A generator that starts the same in every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def typed(capsys, monkeypatch, tmp_path):
+    """A function: type a command in an empty folder -> (exit code, stdout, stderr)."""
+    from tinydiff import cli
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:                         # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run

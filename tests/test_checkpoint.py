@@ -12,6 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from safetensors_helpers import by_hand, entry
 
 from tinydiff.checkpoint import DTYPES, load, save
 
@@ -29,17 +30,6 @@ def same(read, saved):
     assert read.dtype == saved.dtype.newbyteorder("=")
     assert read.shape == saved.shape
     np.testing.assert_array_equal(read, saved)
-
-
-def by_hand(path, header, data=b""):
-    """A safetensors file put together without checkpoint.py."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def entry(dtype, shape, begin, end):
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 @pytest.fixture

@@ -22,21 +22,6 @@ ON_UNIX = pytest.mark.skipif(sys.platform == "win32", reason="a matter of Unix")
 
 
 @pytest.fixture
-def typed(capsys, monkeypatch, tmp_path):
-    """A function: type a command in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:                         # argparse
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def mistyped(typed):
     """A function: type what cannot work -> (exit code, the one sentence that says why)."""
     def run(*words):

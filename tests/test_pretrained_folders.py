@@ -30,7 +30,7 @@ def saved_unet(folder, rng, **changes):
     model = UNet(U_NET, rng=rng)
     model.conv_out.w.data[...] = rng.standard_normal(model.conv_out.w.shape)
     save_json(folder / "config.json", {**unet.write_config(U_NET), **changes})
-    write(folder / "diffusion_pytorch_model.safetensors", as_theirs(model, unet.place(U_NET)), {})
+    write(folder / "diffusion_pytorch_model.safetensors", as_theirs(model, unet.place), {})
     return model
 
 

@@ -8,25 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydiff import __version__, cli, images, pretrained
+from tinydiff import __version__, images, pretrained
 
 FOLDER = Path(__file__).with_name("stored_parity") / "pipeline"
 PROMPT = "a small cat"
-
-
-@pytest.fixture
-def typed(capsys, monkeypatch, tmp_path):
-    """A function that runs a command in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -124,6 +109,7 @@ def spoil(folder, file, **changes):
     (lambda f: spoil(f, "model_index.json", _class_name="FluxPipeline"),
      "_class_name FluxPipeline is not supported"),
     (lambda f: spoil(f, "model_index.json", _class_name=None), "_class_name None"),
+    (lambda f: spoil(f, "model_index.json", _class_name=["x"]), r"_class_name \['x'\] is not"),
     (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not what it"),
     (lambda f: shutil.rmtree(f / "scheduler"), "scheduler"),
     (lambda f: shutil.rmtree(f / "unet"), "unet"),

@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from safetensors_helpers import by_hand, entry
 
 from tinydiff import checkpoint
 from tinydiff.checkpoint import BITS, save, write
@@ -19,17 +20,6 @@ from tinydiff.pretrained.weights import UNSET, Place, as_theirs, fill, renamed
 BASE = "model"
 A = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
 ONE_LINE = r"\A[^\n]{1,900}\Z"
-
-
-def by_hand(path, header, data=b""):
-    """A safetensors file put together without checkpoint.py."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def entry(dtype, shape, begin, end):
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 def shards(folder, weight_map, **files):
@@ -57,8 +47,7 @@ def place(path):
     """Net's names among theirs."""
     key = renamed(path, [(r"^(scale|shift)\.", "emb."), (r"\.(w|scale|table)$", ".weight"),
                          (r"\.(b|shift)$", ".bias")])
-    half = {"scale": slice(0, 4), "shift": slice(4, 8)}.get(path.split(".")[0])
-    return Place(key, half, window=path.startswith("window"))
+    return Place(key, int(path.startswith("shift")), window=path.startswith("window"))
 
 
 @pytest.fixture

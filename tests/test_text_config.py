@@ -1,6 +1,7 @@
 """Configs of transformers' text encoders: what is left out, what is refused, by file and key."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tinydiff.checkpoint import write
 from tinydiff.models import TextEncoder, TextEncoderConfig
 from tinydiff.pretrained.tensors import open_tensors
-from tinydiff.pretrained.text import clip_place, load_text_encoder, read_config, write_config
+from tinydiff.pretrained.text import load_text_encoder, place, read_config, write_config
 from tinydiff.pretrained.weights import as_theirs
 
 CLIP, BERT, T5 = ({"architectures": [name]} for name in ("CLIPTextModel", "BertModel",
@@ -84,7 +85,8 @@ def test_what_is_written_is_read_again(tmp_path, rng):
     encoder = TextEncoder(config, rng=rng)
     for p in encoder.parameters().values():
         p.data += rng.standard_normal(p.shape, dtype=np.float32)
-    write(tmp_path / "model.safetensors", as_theirs(encoder, clip_place), {"format": "pt"})
+    write(tmp_path / "model.safetensors", as_theirs(encoder, partial(place, "clip")),
+          {"format": "pt"})
     theirs = json.loads(json.dumps(write_config(config)))
     again = load_text_encoder(theirs, "f", open_tensors(tmp_path, "model"))
     for name, p in encoder.parameters().items():

@@ -255,22 +255,22 @@ def test_a_config_comes_back_from_diffusers_words(config):
         elif name != "head_width" or value:
             assert getattr(again, name) == value, name
     assert set(again.attend) == set(again.attend_up) == set(config.attend)
-    assert as_theirs(UNet(again, rng=UNSET), place(again)).keys() \
-        == as_theirs(UNet(config, rng=UNSET), place(config)).keys()
+    assert as_theirs(UNet(again, rng=UNSET), place).keys() \
+        == as_theirs(UNet(config, rng=UNSET), place).keys()
 
 
 def test_a_place_is_called_by_diffusers_name():
-    config = replace(SMALL, adaptive=True, resample_blocks=False)
-    of, plain = place(config, linear=True), place(UNetConfig())
-    assert of("up.0.blocks.1.res.shift.w") == ("up_blocks.0.resnets.1.time_emb_proj.weight",
-                                               slice(16, 32), False)
-    assert of("up.1.blocks.0.res.scale.b").rows == slice(0, 8)
-    assert of("middle1.attention.blocks.0.mlp.gate.w") == (
-        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight", slice(64, 128), False)
-    assert place(config)("middle1.attention.proj_in.w").window
-    assert plain("middle1.attention.self_attention.out.w").key == \
+    assert place("up.0.blocks.1.res.shift.w") == (
+        "up_blocks.0.resnets.1.time_emb_proj.weight", 1, False)
+    assert place("up.1.blocks.0.res.scale.b").half == 0
+    assert place("middle1.attention.blocks.0.mlp.gate.w") == (
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight", 1, False)
+    assert place("middle1.attention.blocks.0.mlp.value.w").half == 0
+    assert place("middle1.attention.proj_in.w").window
+    assert not place("middle1.attention.proj_in.w", linear=True).window
+    assert place("middle1.attention.self_attention.out.w").key == \
         "mid_block.attentions.0.to_out.0.weight"
-    assert plain("down.0.resize.conv.b") == ("down_blocks.0.downsamplers.0.conv.bias", None, False)
+    assert place("down.0.resize.conv.b") == ("down_blocks.0.downsamplers.0.conv.bias", 0, False)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -45,7 +45,7 @@ def save(path, arrays, config):
 
 
 def write(path, arrays, metadata):
-    """Write {name: array} with a dict of strings; as `save`, for another's eyes."""
+    """Write {name: array} with metadata, {str: str}, in the way of `save`, and no digest."""
     text = _json(_header(path, arrays, metadata)).encode()
     text += b" " * (-len(text) % 8)                         # the arrays start at a multiple of 8
     with replace_atomically(path) as file:

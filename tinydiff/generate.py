@@ -111,7 +111,7 @@ class Run:
         asked = {"tinydiff": __version__, "model": Path(self.name).resolve().name,
                  "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
                  "steps": int(steps), "guidance": float(w), "negative": negative, "size": size}
-        asked |= given(init, mask, strength, (*size, self.shape[2]))
+        asked |= editing(init, mask, strength, (*size, self.shape[2]))
         self.walk(**asked)
         return asked
 
@@ -162,8 +162,8 @@ def is_pair(value, patch):
             and all(is_whole(side, 1) and side % patch == 0 for side in value))
 
 
-def given(init, mask, strength, shape):
-    """What a picture's settings tell of the one it was made from; ValueError where it cannot be."""
+def editing(init, mask, strength, shape):
+    """What settings tell of the picture that is changed, if any; ValueError where it cannot be."""
     if init is None:
         if mask is not None or strength is not None:
             raise ValueError("generate: a mask or a strength needs init, the picture to change")

@@ -5,7 +5,8 @@
 Each folder of tests/stored_parity/ is as the peer saves it, with random weights in half precision,
 its config without what equals the class's defaults. Its answers.safetensors have, for each method,
 what it is given and what the peer returns, computed in float64, also with every weight but the
-norms' scales divided by 64, so that each eps shows.
+norms' scales divided by 64, so that each eps shows. A vocabulary once trained stays: of equally
+frequent pairs training takes any.
 """
 
 import json
@@ -46,7 +47,7 @@ MODELS = {
     "unet-labels": (diffusers.UNet2DModel, NET | dict(
         block_out_channels=(16, 24), down_block_types=("AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D"), num_class_embeds=4,
-        resnet_time_scale_shift="scale_shift")),
+        resnet_time_scale_shift="scale_shift", center_input_sample=True)),
     "unet-sd1": (diffusers.UNet2DConditionModel, CROSS | dict(attention_head_dim=2)),
     "unet-sd2": (diffusers.UNet2DConditionModel, CROSS | dict(
         attention_head_dim=(2, 4), use_linear_projection=True)),
@@ -60,19 +61,31 @@ MODELS = {
     "t5": (transformers.T5EncoderModel, transformers.T5Config(
         vocab_size=60, d_model=16, d_kv=6, num_heads=2, d_ff=24, num_layers=2,
         feed_forward_proj="gated-gelu", relative_attention_num_buckets=8,
-        relative_attention_max_distance=20))}
+        relative_attention_max_distance=20)),
+    "clip-eos": (transformers.CLIPTextModel, transformers.CLIPTextConfig(
+        **TEXT, max_position_embeddings=9, eos_token_id=7, bos_token_id=None, hidden_act="gelu"))}
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
       "steps_offset": 1}
+TRAILING = {"timestep_spacing": "trailing"}
 SCHEDULERS = {
-    "DDPMScheduler": SD | {"variance_type": "fixed_large"},
-    "DDIMScheduler": SD | {"set_alpha_to_one": False, "prediction_type": "v_prediction"},
+    "DDPMScheduler": {"variance_type": "fixed_large"},
+    "DDPMScheduler-small": SD,
+    "DDPMScheduler-trailing": SD | TRAILING | {
+        "variance_type": "fixed_large", "thresholding": True, "sample_max_value": 2.0},
+    "DDIMScheduler": SD | {
+        "set_alpha_to_one": False, "prediction_type": "v_prediction",
+        "timestep_spacing": "linspace", "rescale_betas_zero_snr": True},
     "PNDMScheduler": SD | {"set_alpha_to_one": False, "skip_prk_steps": True},
-    "LCMScheduler": SD, "EulerDiscreteScheduler": SD, "EulerAncestralDiscreteScheduler": SD,
-    "HeunDiscreteScheduler": SD | {"use_karras_sigmas": True},
+    "LCMScheduler": SD | {"timestep_scaling": 0.01},
+    "EulerDiscreteScheduler": SD, "EulerAncestralDiscreteScheduler": SD,
+    "EulerDiscreteScheduler-leading": SD | {"timestep_spacing": "leading"},
+    "HeunDiscreteScheduler": SD | TRAILING | {"use_karras_sigmas": True},
     "DPMSolverMultistepScheduler": SD | {"use_karras_sigmas": True, "solver_order": 3},
+    "DPMSolverMultistepScheduler-sde": SD | {"algorithm_type": "sde-dpmsolver++"},
     "UniPCMultistepScheduler": SD, "FlowMatchEulerDiscreteScheduler": {"shift": 3.0}}
 TEXTS = ["", "a photo of a cat", "It's   TWO dogs: we'll don't!", "é ÜBER 日本 🎉 123 xx",
-         "the quick brown fox's jumps (lazy) dogs " * 3]
+         "the quick brown fox's jumps (lazy) dogs " * 3,
+         "ofof axxx catж", "[SEP]a</s>cat<|endoftext|> photo"]
 
 
 def asked(module):
@@ -89,10 +102,11 @@ def asked(module):
         return [("encode", {"x": x}, map(peers.channels_last, (q.mean, q.logvar))),
                 ("decode", {"z": z}, [peers.channels_last(y)])]
     if name.startswith("UNet"):
-        given = {"x": peers.lopsided((2, 8, 12, module.config.in_channels), 1),
+        text, named = "cross_attention_dim" in module.config, {}
+        H = 7 if text else 8                            # those with text take odd sizes
+        given = {"x": peers.lopsided((2, H, 12, module.config.in_channels), 1),
                  "t": np.array([981, 3])}
-        named = {}
-        if "cross_attention_dim" in module.config:
+        if text:
             given["context"] = peers.lopsided((2, 5, 12), 2)
             named["encoder_hidden_states"] = torch.tensor(given["context"]).to(dtype)
         if module.config.num_class_embeds:
@@ -102,6 +116,7 @@ def asked(module):
                 **named).sample
         return [("predict", given, [peers.channels_last(y)])]
     ids = np.random.default_rng(0).integers(3, 60, (3, 9))
+    ids[:, 4::3] = 7                                    # clip-eos ends at the first of them
     given = {"ids": ids}
     if name != "CLIPTextModel":
         given["mask"] = np.array([[1] * 9, [1] * 5 + [0] * 4, [0] * 2 + [1] * 7])
@@ -119,10 +134,23 @@ def pared(folder, kind, config):
     (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n")
 
 
+def hush(module):
+    """Keep small what the LayerNorms of transformers read, so that their eps shows."""
+    with torch.no_grad():
+        for key, p in module.named_parameters():
+            if any(part in key for part in ("proj_in", "to_out", "net.2")):
+                p /= 256
+            elif "proj_out" in key:
+                p *= 256
+
+
 def store_model(name, kind, config, seed):
     """One folder; half precision in turns float16 and bfloat16."""
     module = kind(**config) if isinstance(config, dict) else kind(config)
-    module = peers.randomise(module, seed).to([torch.float16, torch.bfloat16][seed % 2])
+    module = peers.randomise(module, seed)
+    if name == "unet-sd2":
+        hush(module)
+    module = module.to([torch.float16, torch.bfloat16][seed % 2])
     pared(peers.saved(module, STORE / name), kind, config)
     module, arrays, tolerances = module.float(), {}, {}
     for volume in ("ordinary", "quiet"):
@@ -143,14 +171,17 @@ def store_model(name, kind, config, seed):
 
 def store_tokenizers():
     """Three folders, each with texts and their ids in answers.json."""
-    bert, t5 = STORE / "tokenizer-bert", STORE / "tokenizer-t5"
-    clip = vocabularies.clip_files(STORE / "tokenizer-clip", [], pad_token="!")
-    theirs = {clip: transformers.CLIPTokenizer.from_pretrained(clip),
-              bert: transformers.BertTokenizer(vocab=vocabularies.bert_vocabulary()),
-              t5: transformers.T5Tokenizer(vocab=[*map(tuple, vocabularies.t5_vocabulary())])}
-    for folder, tokenizer in theirs.items():
-        if folder != clip:
-            tokenizer.save_pretrained(folder)
+    clip, bert, t5 = (STORE / f"tokenizer-{name}" for name in ("clip", "bert", "t5"))
+    if not clip.exists():
+        vocabularies.clip_files(clip, [])
+    if not bert.exists():
+        transformers.BertTokenizer(vocab=vocabularies.bert_vocabulary()).save_pretrained(bert)
+    if not t5.exists():
+        transformers.T5Tokenizer(vocab=[*map(tuple, vocabularies.t5_vocabulary())]
+                                 ).save_pretrained(t5)
+    for folder, kind in {clip: transformers.CLIPTokenizer, bert: transformers.BertTokenizer,
+                         t5: transformers.T5Tokenizer}.items():
+        tokenizer = kind.from_pretrained(folder)
         ids = tokenizer(TEXTS, truncation=True,
                         padding="max_length" if folder == clip else True).input_ids
         (folder / "answers.json").write_text(json.dumps([TEXTS, ids]))
@@ -162,23 +193,23 @@ def store_schedulers(steps=6):
     checkpoint.save(STORE / "schedulers.safetensors",
                     {"x_T": given[0], "outputs": given[1:17], "noise": given[17:]}, {})
     for name, config in SCHEDULERS.items():
-        scheduler = getattr(diffusers, name)(**config)
+        scheduler = getattr(diffusers, name.partition("-")[0])(**config)
         scheduler.save_pretrained(STORE / name)
         scheduler.set_timesteps(steps)
         replay = iter(given[17:])
         vars(sys.modules[type(scheduler).__module__])["randn_tensor"] = \
             lambda *args, replay=replay, **kwargs: torch.tensor(next(replay)).double()
         walks_sigma = name.split("Discrete")[0] in ("Euler", "EulerAncestral", "Heun")
-        x = torch.tensor(given[0]).double()
-        if walks_sigma:                                 # they hold x_t / signal
-            x = x * (scheduler.sigmas[0].double() ** 2 + 1) ** 0.5
+        root = (scheduler.sigmas[0].double() ** 2 + 1) ** 0.5 if walks_sigma else torch.tensor(1.0)
+        x = torch.tensor(given[0]).double() * root      # they hold x_t / signal
         for t, output in zip(scheduler.timesteps, given[1:17]):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, t)
             x = scheduler.step(torch.tensor(output).double(), t, x).prev_sample
         told = [float(t) for t in scheduler.timesteps]
-        checkpoint.save(STORE / name / "answers.safetensors",
-                        {"x_0": x.numpy().astype(np.float32)}, {"steps": steps, "told": told})
+        std = float(getattr(scheduler, "init_noise_sigma", 1.0) / root)
+        checkpoint.save(STORE / name / "answers.safetensors", {"x_0": x.numpy().astype(np.float32)},
+                        {"steps": steps, "told": told, "std": std})
 
 
 def store_pipeline():
@@ -186,6 +217,8 @@ def store_pipeline():
     folder, size = STORE / "pipeline", (8, 12)
     shutil.copytree(STORE / "tokenizer-clip", folder / "tokenizer")
     (folder / "tokenizer" / "answers.json").unlink()
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(
+        {"model_max_length": 20, "pad_token": "!"}))
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text = transformers.CLIPTextConfig(**TEXT | {"vocab_size": len(tokenizer)},
                                        max_position_embeddings=tokenizer.model_max_length)
@@ -201,6 +234,8 @@ def store_pipeline():
         requires_safety_checker=False)
     pipe.save_pretrained(folder)
     pared(folder / "vae", *MODELS["vae"])
+    old = folder / "scheduler" / "scheduler_config.json"  # as of 2022: the pipeline corrects it
+    old.write_text(old.read_text().replace('"steps_offset": 1', '"steps_offset": 0'))
     for name, part in parts.items():
         setattr(pipe, name, part.double())
     start = peers.channels_first(noise.batch(5, [0], 0, (*size, 4))).double()
@@ -216,7 +251,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     T5LayerNorm.forward = lambda self, x: self.weight * (       # its own is float32 even of float64
         x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-    shutil.rmtree(STORE, ignore_errors=True)
+    for folder in STORE.glob("*/"):
+        if not folder.name.startswith("tokenizer"):
+            shutil.rmtree(folder)
     for seed, (name, (kind, config)) in enumerate(MODELS.items()):
         store_model(name, kind, config, seed)
     store_tokenizers()

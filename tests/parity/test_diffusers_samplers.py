@@ -5,7 +5,6 @@ Their t is ours − 1 and their final node our 0; they keep their tables in floa
 largest number. Where they walk in σ, they hold x_t/signal.
 """
 
-import sys
 from itertools import pairwise
 from math import expm1
 
@@ -36,33 +35,21 @@ from tinydiff.diffusion.samplers import (
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from open_loop import OUTPUTS, READS, X_T, Z, numbers, walked  # noqa: E402
+
 # theirs: they hand tensors to NumPy in a way it no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCHEDULE, FLOW = Schedule.scaled_linear(), Schedule.flow()
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-READS = {"epsilon": from_eps, "sample": from_x0, "v_prediction": from_v}
-X_T, *DRAWN = np.random.default_rng(0).normal(size=(81, 2, 4, 4, 3))
-OUTPUTS, Z = DRAWN[:40], DRAWN[40:]
-
-
-def numbers(tensor):
-    return tensor.numpy().astype(np.float64)
+SAYS = ["epsilon", "sample", "v_prediction"]
 
 
 def theirs(kind, n, monkeypatch, *, start=X_T, outputs=OUTPUTS, step=(), **config):
     """Our names of their nodes, and their x after every call of the model."""
-    replay = iter(Z)
-    monkeypatch.setattr(sys.modules[kind.__module__], "randn_tensor", raising=False,
-                        value=lambda *args, **kwargs: torch.tensor(next(replay)))
     scheduler = kind(**config)
     scheduler.set_timesteps(n)
-    x, chain = torch.tensor(start), []
-    for t, output in zip(scheduler.timesteps, outputs):
-        if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(x, t)
-        x = scheduler.step(torch.tensor(output), t, x, **dict(step)).prev_sample
-        chain.append(numbers(x))
+    chain = walked(scheduler, monkeypatch, start=start, outputs=outputs, **dict(step))
     times = dict.fromkeys(numbers(scheduler.timesteps).tolist())    # some stand there twice
     return [*times, -1.0], chain
 
@@ -87,7 +74,7 @@ def later(times):
     return [t + 1 for t in times]
 
 
-@pytest.mark.parametrize("predicts", READS)
+@pytest.mark.parametrize("predicts", SAYS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize(("theirs_is", "variance"), [("fixed_small", fixed_small),
                                                      ("fixed_large", fixed_large)])
@@ -117,7 +104,7 @@ def test_ddpm_with_a_learned_variance(monkeypatch):
     assert_alike(chain, others)
 
 
-@pytest.mark.parametrize("predicts", READS)
+@pytest.mark.parametrize("predicts", SAYS)
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])    # where their stride is T // n
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim(predicts, spacing, eta, monkeypatch):
@@ -174,7 +161,7 @@ def test_samplers_in_sigma(kind, sampler, predicts, spacing, monkeypatch):
     assert_alike([x / SCHEDULE.signal(s) for x, s in zip(chain, times[1:])], others)
 
 
-@pytest.mark.parametrize("predicts", READS)
+@pytest.mark.parametrize("predicts", SAYS)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize(("sampler", "config"), [
     (dpmpp_1s, {"solver_order": 1}),
@@ -204,7 +191,7 @@ def test_dpm_solver_3m_but_for_the_half_of_a_term_that_they_leave_out(monkeypatc
     assert_alike(ours(dpmpp_3m, times, reads=from_x0), others)
 
 
-@pytest.mark.parametrize("predicts", READS)
+@pytest.mark.parametrize("predicts", SAYS)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(order, predicts, spacing, monkeypatch):

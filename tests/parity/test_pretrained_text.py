@@ -15,7 +15,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm  # noqa: E402
 from tinydiff.checkpoint import write  # noqa: E402
 from tinydiff.models import TextEncoder, TextEncoderConfig  # noqa: E402
 from tinydiff.pretrained.tensors import open_tensors, read_json  # noqa: E402
-from tinydiff.pretrained.text import clip_place, load_text_encoder, write_config  # noqa: E402
+from tinydiff.pretrained.text import load_text_encoder, place, write_config  # noqa: E402
 from tinydiff.pretrained.weights import as_theirs  # noqa: E402
 
 VOCABULARY = 99
@@ -220,7 +220,8 @@ def test_ours_in_clips_form_goes_to_transformers_and_back(activation, tmp_path, 
     for p in encoder.parameters().values():
         p.data += 0.3 * rng.standard_normal(p.shape, dtype=np.float32)
     (tmp_path / "config.json").write_text(json.dumps(write_config(config)))
-    write(tmp_path / "model.safetensors", as_theirs(encoder, clip_place), {"format": "pt"})
+    write(tmp_path / "model.safetensors", as_theirs(encoder, partial(place, "clip")),
+          {"format": "pt"})
     theirs = transformers.CLIPTextModel.from_pretrained(tmp_path)
     ids = rng.integers(0, 300, (4, 9))
     ids[:, 5] = 7

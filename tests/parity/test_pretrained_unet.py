@@ -192,7 +192,7 @@ def export(unet, folder):
     """Write a network of ours as diffusers would, and have diffusers read it."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(write_config(unet.config)))
-    write(folder / "diffusion_pytorch_model.safetensors", as_theirs(unet, place(unet.config)),
+    write(folder / "diffusion_pytorch_model.safetensors", as_theirs(unet, place),
           {"format": "pt"})
     return getattr(diffusers, write_config(unet.config)["_class_name"]).from_pretrained(folder)
 
@@ -257,7 +257,7 @@ def test_published_configs_make_networks_of_the_published_sizes(count):
         theirs = kind.from_config(PUBLISHED[count])
     ours = UNet(config, rng=UNSET)
     assert ours.count() == sum(p.numel() for p in theirs.parameters()) == count
-    shapes = {key: array.shape for key, array in as_theirs(ours, place(config)).items()}
+    shapes = {key: array.shape for key, array in as_theirs(ours, place).items()}
     assert shapes == {key: tuple(p.shape) for key, p in theirs.state_dict().items()}
 
 

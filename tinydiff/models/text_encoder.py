@@ -1,4 +1,7 @@
-"""The text encoder, ours, CLIP's, BERT's or T5's: ids become a context.  LDM §3.3"""
+"""The text encoder, ours, CLIP's, BERT's or T5's: ids become a context.  LDM §3.3
+
+A stack of transformer blocks. All that the four do differently stands in a Form.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +13,6 @@ from tinydiff.models.tokenizer import PAD
 from tinydiff.models.transformer import GatedMLP
 from tinydiff.nn import Attention, Embedding, LayerNorm, Linear, Module, RMSNorm
 
-FORMS = ("masked", "clip", "bert", "t5")
 ACTIVATIONS = {f.__name__: f for f in (gelu, gelu_quick, gelu_tanh, relu, silu)}
 
 
@@ -57,42 +59,71 @@ class TextEncoderConfig:
                                  f"not {getattr(self, name)!r}")
 
 
-def norm_in_front(x, norm, layer):
-    return x + layer(norm(x))                             # LDM Eq. 19, 20, 21, 22
+class Form:
+    """What a kind of text encoder does in its own way; here, what most do. No object is made."""
+
+    norm, bias, scale = LayerNorm, True, None             # of linear maps; of scores, None: 1/√d
+
+    def tables(encoder, c, rng):                          # what `place` looks up
+        encoder.position = Embedding(c.length, c.width, rng=rng)
+
+    def place(encoder, x):                                # x of known places, a bias of scores
+        return x + encoder.position.table[:x.shape[1]], None          # LDM Eq. 18
+
+    def seen(ids, mask):                                  # (N, 1, 1 or L, L): who looks at whom
+        return np.asarray(np.ones_like(ids) if mask is None else mask, bool)[:, None, None, :]
+
+    def join(x, norm, layer):
+        return x + layer(norm(x))                         # LDM Eq. 19, 20, 21, 22
+
+    def finish(encoder, x, ids):
+        return encoder.norm(x)                                        # LDM Eq. 23
+
+    def summary(encoder, x, ids):                         # the whole text, an array (N, width)
+        return None
 
 
-def norm_behind(x, norm, layer):
-    return norm(x + layer(x))                             # Transformer §3.1
+class Masked(Form):
+    """Ours: padding is not seen, and zeros are shown in its place."""
+
+    def seen(ids, mask):
+        return Form.seen(ids, ids != PAD if mask is None else mask)
+
+    def finish(encoder, x, ids):
+        return encoder.norm(x) * (ids != PAD)[:, :, None].astype(x.dtype)
 
 
-def norm_of(config):
-    return (RMSNorm if config.form == "t5" else LayerNorm)(config.width, config.eps)
+class Clip(Form):
+    """Tokens look back only, so the one at the end knows the whole text."""
+
+    def seen(ids, mask):
+        return Form.seen(ids, mask) & np.tri(ids.shape[1], dtype=bool)
+
+    def summary(encoder, x, ids):
+        end = encoder.config.end
+        sought = ids if end == 2 else ids == end
+        return None if end is None else x.data[np.arange(len(ids)), sought.argmax(axis=1)]
 
 
-class TransformerBlock(Module):
-    """Attention, then two linear maps with an activation between, each joined to what it reads."""
+class Bert(Form):
+    """Norms stand behind what is joined; all tokens are of the first kind."""
 
-    def __init__(self, config, *, rng):
-        c, bias, hidden = config, config.form != "t5", config.hidden or 4 * config.width
-        self.add = norm_behind if c.form == "bert" else norm_in_front
-        self.scale = None if bias else 1.0                # T5 does not divide its scores
-        self.activation = ACTIVATIONS[c.activation]
-        self.norm1 = norm_of(c)
-        self.attention = Attention(c.width, heads=c.heads, inner=c.inner, bias=bias, bias_out=bias,
-                                   rng=rng)
-        self.norm2 = norm_of(c)
-        if c.gated:
-            self.mlp = GatedMLP(c.width, hidden, bias=bias, activation=self.activation, rng=rng)
-        else:
-            self.linear1 = Linear(c.width, hidden, bias=bias, rng=rng)
-            self.linear2 = Linear(hidden, c.width, bias=bias, rng=rng)
+    def tables(encoder, c, rng):
+        Form.tables(encoder, c, rng)
+        encoder.kind = Embedding(c.kinds, c.width, rng=rng)
+        encoder.pooler = Linear(c.width, c.width, rng=rng) if c.pooler else None
 
-    def __call__(self, x, mask, bias=None):               # x (N, L, width)
-        attend = partial(self.attention, bias=bias, mask=mask, scale=self.scale)
-        return self.add(self.add(x, self.norm1, attend), self.norm2, self.mlp)
+    def place(encoder, x):
+        return encoder.norm(Form.place(encoder, x)[0] + encoder.kind.table[0]), None
 
-    def mlp(self, x):
-        return self.linear2(self.activation(self.linear1(x)))
+    def join(x, norm, layer):
+        return norm(x + layer(x))                         # Transformer §3.1
+
+    def finish(encoder, x, ids):
+        return x
+
+    def summary(encoder, x, ids):
+        return tanh(encoder.pooler(x[:, 0])).data if encoder.pooler else None
 
 
 def distances(L, rows, farthest):
@@ -107,6 +138,47 @@ def distances(L, rows, farthest):
     return half * (ahead > 0) + np.where(distance < near, distance, far)
 
 
+class T5(Form):
+    """Places are distances, which count in the scores; those are not divided."""
+
+    norm, bias, scale = RMSNorm, False, 1.0
+
+    def tables(encoder, c, rng):
+        encoder.position = Embedding(c.buckets, c.heads, rng=rng)
+
+    def place(encoder, x):
+        rows = distances(x.shape[1], encoder.config.buckets, encoder.config.farthest)
+        return x, encoder.position(rows).transpose(2, 0, 1)           # (heads, L, L)
+
+
+FORMS = {"masked": Masked, "clip": Clip, "bert": Bert, "t5": T5}
+
+
+class TransformerBlock(Module):
+    """Attention, then two linear maps with an activation between, each joined to what it reads."""
+
+    def __init__(self, config, *, rng):
+        c, hidden = config, config.hidden or 4 * config.width
+        self.form, self.activation = FORMS[c.form], ACTIVATIONS[c.activation]
+        bias = self.form.bias
+        self.norm1 = self.form.norm(c.width, c.eps)
+        self.attention = Attention(c.width, heads=c.heads, inner=c.inner, bias=bias, bias_out=bias,
+                                   rng=rng)
+        self.norm2 = self.form.norm(c.width, c.eps)
+        if c.gated:
+            self.mlp = GatedMLP(c.width, hidden, bias=bias, activation=self.activation, rng=rng)
+        else:
+            self.linear1 = Linear(c.width, hidden, bias=bias, rng=rng)
+            self.linear2 = Linear(hidden, c.width, bias=bias, rng=rng)
+
+    def __call__(self, x, mask, bias=None):               # x (N, L, width)
+        attend = partial(self.attention, bias=bias, mask=mask, scale=self.form.scale)
+        return self.form.join(self.form.join(x, self.norm1, attend), self.norm2, self.mlp)
+
+    def mlp(self, x):
+        return self.linear2(self.activation(self.linear1(x)))
+
+
 class TextEncoder(Module):
     """ids (N, L) of integers -> context (N, L, width)
 
@@ -117,17 +189,14 @@ class TextEncoder(Module):
 
     def __init__(self, config, *, rng):
         c = self.config = config
+        self.form = FORMS[c.form]
         self.token = Embedding(c.vocabulary, c.width, rng=rng)
-        size = (c.buckets, c.heads) if c.form == "t5" else (c.length, c.width)
-        self.position = Embedding(*size, rng=rng)
-        if c.form == "bert":
-            self.kind = Embedding(c.kinds, c.width, rng=rng)
-            self.pooler = Linear(c.width, c.width, rng=rng) if c.pooler else None
+        self.form.tables(self, c, rng)
         self.blocks = [TransformerBlock(c, rng=rng) for _ in range(c.depth)]
-        self.norm = norm_of(c)
+        self.norm = self.form.norm(c.width, c.eps)
 
     def __call__(self, ids, mask=None):
-        return self.finish(self.states(ids, mask)[-1], ids)
+        return self.form.finish(self, self.states(ids, mask)[-1], ids)
 
     def encode(self, ids, mask=None, *, skip=0):
         """Arrays, remembering nothing: the context, and the text in one token (N, width) or None.
@@ -138,52 +207,23 @@ class TextEncoder(Module):
             raise ValueError(f"encode: expected a skip of 0 to {self.config.depth}, got {skip}")
         with no_grad():
             states = self.states(ids := np.asarray(ids), mask)
-            last, asked = (self.finish(states[i], ids) for i in (-1, -1 - skip))
-            return asked.data, self.summary(last, ids)
+            last, asked = (self.form.finish(self, states[i], ids) for i in (-1, -1 - skip))
+            return asked.data, self.form.summary(self, last, ids)
 
     def states(self, ids, mask=None):
         """depth + 1 Tensors (N, L, width): the embeddings, and what each block makes of them."""
-        form, seen, L = self.config.form, self.seen(ids, mask), ids.shape[1]
-        x, bias = self.token(ids), None                               # (N, L, width)
-        if form == "t5":
-            rows = distances(L, self.config.buckets, self.config.farthest)
-            bias = self.position(rows).transpose(2, 0, 1)             # (heads, L, L)
-        else:
-            x = x + self.position.table[:L]                           # LDM Eq. 18
-        if form == "bert":
-            x = self.norm(x + self.kind.table[0])
-        states = [x]
+        self.check(ids, mask)
+        x, bias = self.form.place(self, self.token(ids))
+        states, seen = [x], self.form.seen(ids, mask)
         for block in self.blocks:
             states.append(block(states[-1], seen, bias))
         return states
 
-    def seen(self, ids, mask):
-        """Whom a token may look at: (N, 1, 1, L), or (N, 1, L, L) for CLIP, which looks back."""
-        form, length = self.config.form, self.config.length
+    def check(self, ids, mask):
+        length = self.config.length
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] > (length or ids.shape[1]):
             raise ValueError(f"TextEncoder: expected ids (N, {'at most ' * bool(length)}"
                              f"{length or 'L'}), got {ids.shape} of {ids.dtype}")
-        if mask is None:
-            mask = ids != PAD if form == "masked" else np.ones_like(ids)
-        elif np.shape(mask) != ids.shape or not np.any(mask, axis=1).all():
+        if mask is not None and (np.shape(mask) != ids.shape or not np.any(mask, axis=1).all()):
             raise ValueError(f"TextEncoder: expected a mask {ids.shape} with something to see in "
                              f"each row, got {np.shape(mask)} with {np.count_nonzero(mask, -1)}")
-        seen = np.asarray(mask, bool)[:, None, None, :]
-        return seen & np.tri(ids.shape[1], dtype=bool) if form == "clip" else seen
-
-    def finish(self, x, ids):
-        """Behind the last block: a norm, which BERT has had in each; ours hides padding."""
-        if self.config.form == "bert":
-            return x
-        x = self.norm(x)                                              # LDM Eq. 23
-        return x * (ids != PAD)[:, :, None].astype(x.dtype) if self.config.form == "masked" else x
-
-    def summary(self, x, ids):
-        """What stands for the whole text of x (N, L, width): an array (N, width), or None"""
-        c = self.config
-        if c.form == "bert" and c.pooler:
-            return tanh(self.pooler(x[:, 0])).data
-        if c.form == "clip" and c.end is not None:
-            sought = ids if c.end == 2 else ids == c.end
-            return x.data[np.arange(len(ids)), sought.argmax(axis=1)]
-        return None

@@ -29,19 +29,9 @@ class UNet(Module):
     """
 
     def __init__(self, config: UNetConfig, *, rng):
-        c, widths = config, config.widths
+        c, widths, c_emb = config, config.widths, round(config.emb * config.base)
         self.config = c
-        c_emb = round(c.emb * c.base)
-
-        def block(c_in, level, attend, groups=c.groups):
-            attention = dict(heads=c.at("heads", level), depth=c.at("transformer", level),
-                             context_width=c.context_width, groups=groups) if attend else None
-            return Block(c_in, widths[level], c_emb, attention=attention, **kind)
-
-        kind = dict(adaptive=c.adaptive, groups=c.groups, eps=c.eps, rng=rng)
-        shrink = (partial(Downsample, corner=c.corner, rng=rng),      # between blocks, or inside
-                  partial(ResDownsample, c_emb=c_emb, **kind))
-        grow = partial(Upsample, rng=rng), partial(ResUpsample, c_emb=c_emb, **kind)
+        block, shrink, grow = makers(c, c_emb, rng)
         self.time = TimeEmbedding(c.base, c_emb, rng=rng, shift=c.frequency_shift,
                                   cosines_first=c.cosines_first)
         pooled = c.pooled and c.context_width
@@ -140,6 +130,21 @@ class UNet(Module):
         if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
             raise ValueError(f"UNet: expected class_labels of shape {shape[:1]}, one an image, "
                              f"got {tuple(class_labels.shape)}")
+
+
+def makers(c, c_emb, rng):
+    """What makes a Block, and what makes smaller and larger, each between blocks or inside them."""
+    kind = dict(adaptive=c.adaptive, groups=c.groups, eps=c.eps, rng=rng)
+
+    def block(c_in, level, attend, groups=c.groups):
+        attention = dict(heads=c.at("heads", level), depth=c.at("transformer", level),
+                         context_width=c.context_width, groups=groups) if attend else None
+        return Block(c_in, c.widths[level], c_emb, attention=attention, **kind)
+
+    shrink = (partial(Downsample, corner=c.corner, rng=rng),
+              partial(ResDownsample, c_emb=c_emb, **kind))
+    grow = partial(Upsample, rng=rng), partial(ResUpsample, c_emb=c_emb, **kind)
+    return block, shrink, grow
 
 
 def dropouts(p, rng):

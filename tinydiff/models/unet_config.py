@@ -107,8 +107,8 @@ class UNetConfig:
             each = value if isinstance(value, (tuple, list)) else (value,)
             if value is not None and min(each, default=0) <= 0:
                 yield f"{name} must be at least 1, got {value}"
-        levels = len(self.mults)
-        for level in (*self.attend, *(self.attend_up or ())):
+        levels, attend = len(self.mults), {*self.attend, *(self.attend_up or ())}
+        for level in attend:
             if not 0 <= level < levels:
                 yield (f"attend names level {level}, but {levels} mults make levels 0 to "
                        f"{levels - 1}")
@@ -126,7 +126,6 @@ class UNetConfig:
         if width is not None and (width < 1 or heads != 1):
             yield ("give heads or a head_width of at least 1, "
                    f"got heads={heads} and head_width={width}")
-        attend = {*self.attend, *(self.attend_up or ())}
         if self.middle and self.attend_middle:
             attend.add(levels - 1)
         for level, c in enumerate(self.widths):

@@ -9,10 +9,10 @@ class Attention(Module):
     """Each token of x asks, the tokens of `context` (x itself if None) answer.  LDM §3.3
 
     x (N, L, width), context (N, M, context_width) -> (N, L, width). mask, broadcastable to
-    (N, heads, L, M), is True where a token may look; bias, likewise, is added to its scores, q · k
-    times `scale`, which is 1/√d unless given. In the beginning, scale = 0 is silence; q, k and v,
-    and what comes out, may do without bias, and the heads have an `inner` width of their own.
-    Raises ValueError where heads do not divide it.
+    (N, heads, L, M), is True where a token may look; bias, likewise, is added to the scores, which
+    are q · k times `scale`, 1/√d unless given. Of the layers inside, q, k and v may do without
+    bias, and `out` too; with scale = 0 `out` starts silent; all heads together are `inner` wide.
+    Raises ValueError where heads do not divide that.
     """
 
     def __init__(self, width, *, heads, rng, context_width=None, inner=None, bias=True,

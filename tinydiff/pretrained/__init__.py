@@ -1,6 +1,7 @@
-"""Published models, in folders as diffusers and transformers save them.
+"""Published models: folders of diffusers and transformers become our own networks and samplers.
 
-Start with folders.py: what a folder holds; tensors.py and weights.py carry the numbers over.
+Start with folders.py, which tells what a folder holds, then unet.py: a config read, names put
+into ours, numbers filled in by weights.py. pipeline.py draws with all parts; export.py leads back.
 """
 
 from tinydiff.pretrained.folders import load, load_model

@@ -79,7 +79,7 @@ def on_their_clock(network):
 
     sin and cos of (t + 1)·f are those of t·f turned by f: so are the first layer's rows turned.
     """
-    arrays, layer = as_theirs(network, unet.place(network.config, linear=True)), network.time
+    arrays, layer = as_theirs(network, partial(unet.place, linear=True)), network.time
     half, w = layer.c // 2, layer.linear1.w.data.astype(np.float64)
     sin, cos = np.split(sinusoids(np.array([network.config.t_first]), 2 * half,
                                   shift=network.config.frequency_shift)[0, :, None], 2)
@@ -116,7 +116,7 @@ def tokenizer_json(tokenizer):
     blank = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
              "use_regex": False}
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
         "added_tokens": [{"id": i, "content": sign, "special": True, **flags}
                          for i, sign in signs.items()],
         "normalizer": {"type": "Lowercase"},
@@ -130,8 +130,6 @@ def tokenizer_json(tokenizer):
             "special_tokens": {"<begin>": {"id": "<begin>", "ids": [BEGIN],
                                            "tokens": ["<begin>"]}}},
         "decoder": blank,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "model": {"type": "BPE",
                   "vocab": {piece: i for i, piece in (spelled | signs).items()},
                   "merges": [[spelled[a], spelled[b]] for a, b in tokenizer.merges]}}

@@ -8,8 +8,8 @@ MOST = 1 << 14                                            # of any size: no memo
 class Options:
     """{key: value} of a config, `theirs`, in the `file` that messages name.
 
-    Each method gives one key's value, or `default`, its class's own, where the key is absent, and
-    raises ValueError for what it cannot be. Keys that nobody asks for change nothing.
+    Each method gives one key's value, or `default`, which its class has, where the key is absent;
+    ValueError for a value that is not supported. Keys that nobody asks for change nothing.
     """
 
     def __init__(self, theirs, file):

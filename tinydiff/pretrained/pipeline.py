@@ -18,18 +18,19 @@ import numpy as np
 from tinydiff import images
 from tinydiff.diffusion.guidance import guided
 from tinydiff.generate import Run
-from tinydiff.models import Autoencoder, TextEncoder, Tokenizer, UNet
+from tinydiff.models import Autoencoder, TextEncoder, UNet
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.pretrained.folders import load_model
 from tinydiff.pretrained.options import Options, is_list
 from tinydiff.pretrained.schedulers import Scheduler, load_scheduler
 from tinydiff.pretrained.tensors import named, read_json
-from tinydiff.pretrained.tokens import PretrainedTokenizer, load_tokenizer
+from tinydiff.pretrained.tokens import load_tokenizer
 
 PROMPTED = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline",
             "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline")
-STEPS    = {"DDPMPipeline": 1000, "DDIMPipeline": 50, "LatentConsistencyModelPipeline": 4}
+ALONE    = "DDPMPipeline", "DDIMPipeline"
+STEPS    = {"DDPMPipeline": 1000, "LatentConsistencyModelPipeline": 4}     # unless asked; else 50
 
 
 class Pipeline(Run):
@@ -153,41 +154,45 @@ def load_pipeline(folder):
     folder = Path(folder)
     file = folder / "model_index.json"
     index = read_json(file)
-    kind, prompted = index.get("_class_name"), index.get("_class_name") in PROMPTED
-    if not prompted and kind not in STEPS:
+    kind = index.get("_class_name")
+    if kind not in (*PROMPTED, *ALONE):
         raise ValueError(f"{file}: _class_name {named(kind)} is not supported; expected one of "
-                         f"{', '.join({*PROMPTED, *STEPS})}")
+                         f"{', '.join((*PROMPTED, *ALONE))}")
+    prompted = kind in PROMPTED
 
-    def part(name, read, wanted):
-        """What `read` finds in the sub-folder of that name, or beside the index (2022's DDPM)."""
-        found = read(place(name))
+    def home(name):
+        """The sub-folder of a part; the DDPM pipelines of 2022 have all beside the index."""
+        return folder / name if prompted or (folder / name).is_dir() else folder
+
+    def model(name, wanted):
+        found = load_model(home(name))
         if not isinstance(found, wanted):
             raise ValueError(f"{file}: {name} is a {type(found).__name__}, which no pipeline "
                              "takes there; download the folder again")
         return found
 
-    def place(name):
-        return folder / name if prompted or (folder / name).is_dir() else folder
-
-    scheduler = part("scheduler", load_scheduler, Scheduler)
+    scheduler, parts = load_scheduler(home("scheduler")), {}
     if prompted:                                          # as diffusers corrects old folders
         scheduler = Scheduler(scheduler.config | {"steps_offset": 1, "clip_sample": False}, file)
-    unet = part("unet", load_model, UNet)
+        parts["tokenizer"] = load_tokenizer(home("tokenizer"))
+        parts["text_encoder"] = model("text_encoder", TextEncoder)
+    if is_list(entry := index.get("vae")) and entry[0]:
+        parts["autoencoder"] = model("vae", Autoencoder)
+    unet = model("unet", UNet)
     unet.config = replace(unet.config, predicts=scheduler.predicts)
-    texts = dict(tokenizer=part("tokenizer", load_tokenizer, (PretrainedTokenizer, Tokenizer)),
-                 text_encoder=part("text_encoder", load_model, TextEncoder)) if prompted else {}
-    entry = index.get("vae")
-    autoencoder = part("vae", load_model, Autoencoder) if is_list(entry) and entry[0] else None
-    size = sample_size(place("unet") / "config.json", prompted)
-    for name, one, other in (
-            ("vae's latent_channels", autoencoder and autoencoder.config.latent,
-             unet.config.channels),
-            ("text_encoder's hidden_size", prompted and texts["text_encoder"].config.width,
-             unet.config.context_width)):
-        if one and one != other:
-            raise ValueError(f"{folder}: the unet expects {other} where {name} is {one}; these "
+    refuse_strangers(folder, unet.config, **parts)
+    size = sample_size(home("unet") / "config.json", prompted)
+    return Pipeline(str(folder), kind, unet, scheduler, size, **parts)
+
+
+def refuse_strangers(folder, c, *, text_encoder=None, autoencoder=None, tokenizer=None):
+    """Refuse parts that say nothing to a U-Net of this config."""
+    for name, part, size, wanted in (
+            ("vae's latent_channels", autoencoder, "latent", c.channels),
+            ("text_encoder's hidden_size", text_encoder, "width", c.context_width)):
+        if part and (found := getattr(part.config, size)) != wanted:
+            raise ValueError(f"{folder}: the unet expects {wanted} where {name} is {found}; these "
                              "parts belong to different pipelines")
-    return Pipeline(str(folder), kind, unet, scheduler, size, autoencoder=autoencoder, **texts)
 
 
 def sample_size(file, prompted):

@@ -7,10 +7,9 @@ from tinydiff.diffusion.samplers.published import FORMS
 from tinydiff.pretrained.options import Options
 
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-MOST = 100_000                                            # timesteps: no memory for nonsense
 
 # The keys that a class reads, with what each may be: a tuple of values, the default first; or else
-# the default itself, for any number from 0, a whole one if it is an int, also null if it is None.
+# the default itself, for any number, a whole one if it is an int, also null if it is None.
 OFF, ON, NEVER = (False, True, None), (True, False), (False, None)
 SHAPES = "linear", "scaled_linear", "squaredcos_cap_v2"
 LINSPACE, LEADING = ("linspace", "leading", "trailing"), ("leading", "linspace", "trailing")
@@ -54,8 +53,11 @@ KEYS = {
                                "use_dynamic_shifting": NEVER, "invert_sigmas": NEVER},
 }
 CURVED = "use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"
-LISTS = "trained_betas", "disable_corrector"
-WHOLE = "num_train_timesteps", "original_inference_steps"
+LISTS = "trained_betas", "disable_corrector"              # of numbers; all others are one
+LEAST = {"num_train_timesteps": 1, "original_inference_steps": 1, "shift": 1e-3, "flow_shift": 1e-3,
+         "shift_terminal": 1e-3, "lambda_min_clipped": -inf}                          # others 0
+MOST  = dict.fromkeys(("beta_start", "beta_end", "trained_betas", "dynamic_thresholding_ratio"), 1)
+SIZE  = 100_000                                           # others; no memory for nonsense
 CLASHES = [     # (key, whether its value has no sense beside the others, what would have)
     ("trained_betas", lambda c: len(c.trained_betas or [0] * c.num_train_timesteps)
      != c.num_train_timesteps, "num_train_timesteps of them"),
@@ -99,14 +101,10 @@ def taken(options, key, values):
     """The value of a key, one of those in KEYS; ValueError for another."""
     if isinstance(values, tuple):
         return options.choice(key, values[0], *values)
-    low = -inf if values == -inf else 1e-3 if "shift" in key else int(key in WHOLE)
-    high = 1 if "beta" in key or "ratio" in key else MOST
-    kinds = (int,) if type(values) is int or values == [] else (int, float)
-
-    def fits(value):
-        if key in LISTS and type(value) is list:
-            return len(value) <= MOST and all(type(v) in kinds and low <= v <= high for v in value)
-        return value is values or (type(value) in kinds and low <= value <= high)
-
-    return options.take(key, values, fits, f"{'a list of ' * (key in LISTS)}{kinds[-1].__name__} "
-                                           f"from {low} to {high}")
+    low, high, many = LEAST.get(key, 0), MOST.get(key, SIZE), key in LISTS
+    whole = type(values) is int or values == []
+    number = lambda x: type(x) in ((int,) if whole else (int, float)) and low <= x <= high
+    numbers = lambda xs: type(xs) is list and len(xs) <= SIZE and all(map(number, xs))
+    return options.take(
+        key, values, lambda value: value is values or (numbers if many else number)(value),
+        f"{'a list of ' * many}{'whole ' * whole}number{'s' * many} from {low} to {high}")

@@ -48,7 +48,7 @@ class Scheduler:
         self.name = f"{self.settings.kind}Scheduler"
         self.predicts = PREDICTS.get(self.settings.prediction_type, "velocity")
         try:
-            self.schedule, self.sigmas = levels(self.settings)
+            self.schedule, self.sigmas = training(self.settings)
         except ValueError as error:
             raise ValueError(f"{file}: beta_schedule: {error}") from None
 
@@ -118,8 +118,8 @@ class Scheduler:
                                         noise=noise, **own)
 
 
-def levels(c):
-    """(schedule, sigmas): ours, and the levels (T,) of training where nodes are found by level."""
+def training(c):
+    """(schedule, sigmas): ours, and the levels (T,) where nodes are found by level, or None."""
     T, in_chain = c.num_train_timesteps, GRIDS[c.kind] is grids.chain
     if c.shift:
         return Schedule.flow(T), None

@@ -51,9 +51,6 @@ def place(form, path):
     return Place(renamed(path, NAMES[form]))
 
 
-clip_place = partial(place, "clip")
-
-
 def load_text_encoder(theirs, file, tensors):
     """The TextEncoder of a config of theirs, read from `file`, with their tensors.
 

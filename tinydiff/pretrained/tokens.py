@@ -124,7 +124,7 @@ def build(state, config):
         *{content(sign): sign for sign in signs.values()}.values(),     # the last of equals
         *(config.get("additional_special_tokens") or [])], vocab)
     ids = vocab | {text: token["id"] for text, token in special.items()}
-    sign = lambda name: ids.get(content(signs[name]) or f"<{name}>")
+    sign = lambda name: ids.get(content(signs[name]) or f"<{name}>")     # or SentencePiece's own
     if kind == "Unigram":
         single = (state.get("post_processor") or {"single": [None]})["single"]
         begin, end = [], [ids[item["SpecialToken"]["id"]] for item in single[1:]]
@@ -174,7 +174,9 @@ def special_tokens(listed, vocab):
 def content(token):
     """The text of a special token, or None; TypeError for anything else."""
     text = token["content"] if isinstance(token, dict) else token
-    return text and text + ""
+    if not isinstance(text, str | None):
+        raise TypeError(f"a token is {text!r}")
+    return text
 
 
 def numbered(vocab):

@@ -1,6 +1,6 @@
 """UNet2DModel and UNet2DConditionModel of diffusers: configs, and what their weights are called."""
 
-import re
+from functools import partial
 
 from tinydiff.models import UNet, UNetConfig
 from tinydiff.pretrained.options import Options
@@ -44,23 +44,14 @@ OLD = tuple((rf"(\.attentions\..*)\.{was}\.", rf"\1.{now}.") for was, now in (  
     ("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")))
 
 
-def place(config, *, linear=False):
-    """The function path -> Place for a UNet of this config.
+def place(path, *, linear=False):
+    """Where a parameter of a UNet stands in theirs.
 
     linear: matrices lead into and out of transformers, not 1 × 1 convolutions (SD 2).
     """
-    def of(path):
-        level = re.match(r"(down|up)\.(\d+)", path)
-        widths = config.widths[::-1] if level and level[1] == "up" else config.widths
-        n, rows = widths[int(level[2]) if level else -1], None
-        half = re.search(r"\.mlp\.(value|gate)\.|\.(scale|shift)\.", path)
-        if half and (half[1] or config.adaptive):         # halves of one matrix of theirs
-            n = 4 * n if half[1] else n
-            rows = slice(0, n) if half[0] in (".mlp.value.", ".scale.") else slice(n, 2 * n)
-        window = not linear and path.endswith((".proj_in.w", ".proj_out.w"))
-        return Place(renamed(path, NAMES), rows, window)
-
-    return of
+    second = ".mlp.gate." in path or ".shift." in path    # behind value, or behind scale if any
+    window = not linear and path.endswith((".proj_in.w", ".proj_out.w"))
+    return Place(renamed(path, NAMES), int(second), window)
 
 
 def load_unet(theirs, file, tensors):
@@ -74,7 +65,7 @@ def load_unet(theirs, file, tensors):
     if modules > len(tensors) or max(c.widths) > largest:             # do not even try to build it
         raise ValueError(f"{file} describes a larger network than {tensors.file} holds")
     unet = UNet(c, rng=UNSET)
-    fill(unet, tensors, place(c, linear=linear), old=OLD)
+    fill(unet, tensors, partial(place, linear=linear), old=OLD)
     return unet
 
 
@@ -193,8 +184,8 @@ def kinds(attend, text, resample):
 
 
 def undoing(kinds):
-    """The names of the blocks on the way up, the coarsest first, for those on the way down."""
-    return [kind.replace("Down", "Up") for kind in kinds[::-1]]
+    """The names of the blocks that undo those, in their order: up for down, decoder for encoder."""
+    return [kind.replace("Down", "Up").replace("Encoder", "Decoder") for kind in kinds[::-1]]
 
 
 def attending(kinds):

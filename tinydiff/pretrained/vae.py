@@ -5,7 +5,7 @@ from math import gcd
 
 from tinydiff.models import Autoencoder, AutoencoderConfig
 from tinydiff.pretrained.options import Options
-from tinydiff.pretrained.unet import NAMES, OLD, attending
+from tinydiff.pretrained.unet import NAMES, OLD, attending, undoing
 from tinydiff.pretrained.weights import UNSET, Place, fill, renamed
 
 KINDS = ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]  # of blocks: without and with attention
@@ -38,7 +38,7 @@ def read_config(theirs, file):
     down = o.choices("down_block_types", KINDS[:1], KINDS, len(widths))
     o.choice("up_block_types", undoing(KINDS[:1]), undoing(down))
     o.choice("act_fn", "silu", "silu", "swish")
-    channels, factor = o.whole("in_channels", 3), o.number("scaling_factor", 0.18215)
+    channels, scale = o.whole("in_channels", 3), o.number("scaling_factor", 0.18215)
     o.choice("out_channels", 3, channels)
     return AutoencoderConfig(
         channels=channels, latent=o.whole("latent_channels", 4), base=widths[0],
@@ -48,7 +48,7 @@ def read_config(theirs, file):
         groups=o.take("norm_num_groups", 32, lambda n: type(n) is int and n > 0
                       and gcd(*widths) % n == 0, f"a divisor of {gcd(*widths)}"),
         quant=o.flag("use_quant_conv", True), post_quant=o.flag("use_post_quant_conv", True),
-        scale=o.take("scaling_factor", factor, bool, "a number other than 0"),
+        scale=o.take("scaling_factor", scale, bool, "a number other than 0"),
         shift=o.number("shift_factor", None) or 0.0)
 
 
@@ -61,8 +61,3 @@ def write_config(c):
             "norm_num_groups": c.groups, "mid_block_add_attention": c.attend_middle,
             "use_quant_conv": c.quant, "use_post_quant_conv": c.post_quant,
             "scaling_factor": c.scale, "shift_factor": c.shift}
-
-
-def undoing(down):
-    """The kinds of blocks on the way up, the coarsest first, for those on the way down."""
-    return [kind.replace("DownEncoder", "UpDecoder") for kind in down[::-1]]

@@ -20,8 +20,8 @@ class Place(NamedTuple):
     """Where a parameter of ours stands among theirs."""
 
     key:    str
-    rows:   slice | None = None    # ours is this part of the first axis of theirs; None: all of it
-    window: bool = False           # ours is a matrix, theirs a convolution with a 1 × 1 window
+    half:   int = 0           # of a tensor of theirs that holds two of ours: the first, or 1
+    window: bool = False      # ours is a matrix, theirs a convolution with a 1 × 1 window
 
 
 class Unset:
@@ -70,12 +70,11 @@ def renamed(path, table):
 
 
 def _parts(model, place):
-    """{key: views of ours in their layout}: one, or those that share it, from its first row on."""
+    """{key: views of ours in their layout}: one, or its halves."""
     parts = {}
     for path, p in model.parameters().items():
-        key, rows, window = place(path)
-        begin = rows.start or 0 if rows else 0
-        parts.setdefault(key, []).append((begin, _as_theirs(path, p.data, window)))
+        key, half, window = place(path)
+        parts.setdefault(key, []).append((half, _as_theirs(path, p.data, window)))
     return {key: [view for _, view in sorted(views, key=lambda part: part[0])]
             for key, views in parts.items()}
 

@@ -32,11 +32,14 @@ class WordPiece:
 
     def pieces(self, word):
         ids, start = [], 0
-        while start < len(word) <= 100:
-            tries = (("##" * (start > 0) + word[start:end], end)
-                     for end in range(len(word), start, -1))
-            piece, start = next((found for found in tries if found[0] in self.vocab), (None, 101))
-            ids.append(self.vocab.get(piece, self.unknown))
+        while start < len(word) <= 100:                   # longer words are unknown
+            for end in range(len(word), start, -1):
+                if (piece := "##" * (start > 0) + word[start:end]) in self.vocab:
+                    break
+            else:
+                break
+            ids.append(self.vocab[piece])
+            start = end
         return ids if start == len(word) else [self.unknown]
 
 

@@ -83,7 +83,8 @@ def renoised(predict, x_T, schedule, *, timesteps, skip=lambda t: 0.0, seed=0, n
         yield x_t
 
 
-# (of, keep, pull, k, fresh) of a step, x_s = keep x_t − pull (e^k − 1) p[of] + fresh z, p constant
+# (of, keep, pull, k, fresh) of a step, x_s = keep x_t − pull (e^k − 1) p[of] + fresh z, were
+# p[of] to stay what it is at t; of: 0 is x0, 1 is eps
 FORMS = {
     "dpmsolver++": lambda a_t, b_t, a_s, b_s, h: (0, b_s / b_t, a_s, -h, 0.0),
     "dpmsolver": lambda a_t, b_t, a_s, b_s, h: (1, a_s / a_t, b_s, h, 0.0),
@@ -97,11 +98,11 @@ FORMS["deis"] = FORMS["dpmsolver++"]                     # as published code rea
 
 def linear_multistep(predict, x_T, schedule, *, timesteps, form, orders, weigh=None, corrected=(),
                      seed=0, noise=None):
-    """Yield x_t (N, …): DPM-Solver and UniPC, step i of orders[i] at most, in one of FORMS.
+    """Yield x_t (N, …): DPM-Solver and UniPC; with orders of 1 DDIM, Euler's steps, ancestral ones.
 
-    p bends by Σ w_j (m_j − m_0)/r_j, the w of weigh(k, r), the m_j taken r_j steps of λ away. Steps
-    in `corrected` are made again when the next m is known, at r = 1. Order 1 is DDIM or DDPM, and
-    so Euler's step in σ, the ancestral one, and that of a flow.
+    A step is one of FORMS, were the estimate m_0 at t to stay. It is bent by Σ w_j (m_j − m_0)/r_j:
+    the m_j are orders[i] − 1 earlier estimates, or so many as there are, r_j steps of λ away, and
+    w = weigh(k, r). A step in `corrected` is made again when m at its end is known, at r = 1.
     """
     x_t, z, past, last = x_T, noise_source(noise, seed, x_T), [], None
     for step, (order, t, s) in enumerate(zip(orders, timesteps, timesteps[1:])):
