@@ -297,7 +297,7 @@ def test_a_model_that_is_not_there_is_named(mistyped, tmp_path):
     (tmp_path / "empty").mkdir()
     code, sentence = mistyped("sample", "empty", "--prompt", "7")
     assert code == 1
-    assert "empty holds no checkpoint.safetensors; train it first" in sentence
+    assert "empty holds neither checkpoint.safetensors nor model_index.json" in sentence
 
 
 @pytest.mark.parametrize(("spoil", "says"), [
@@ -358,7 +358,8 @@ def test_a_run_that_diverges_fails_in_one_sentence_with_its_last_checkpoint(mist
 
 @pytest.mark.parametrize(("error", "code", "says"), [
     (KeyboardInterrupt(),                        130, "tinydiff: interrupted"),
-    (MemoryError(),                              1,   "tinydiff: out of memory"),
+    (MemoryError(),                              1,   "tinydiff: out of memory; take fewer or "
+                                                      "smaller pictures"),
     (OSError(28, "No space left on device"),     1,   "tinydiff: No space left on device"),
     (OSError(28, "No space left", "a.png"),      1,   "tinydiff: a.png: No space left"),
     (OSError("one sentence"),                    1,   "tinydiff: one sentence"),

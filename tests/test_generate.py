@@ -227,6 +227,7 @@ def test_pictures_come_in_the_size_asked_for(patch, size):
     ({"batch": 0},                    "batch of at least 1"),
     ({"steps": 0},                    "from 1 to the schedule's T = 50, got 0"),
     ({"steps": 51},                   "from 1 to the schedule's T = 50, got 51"),
+    ({"steps": 2.5},                  "a whole number of steps, got 2.5"),
     ({"sampler": "dpm"},              "no sampler called 'dpm'; did you mean 'ddpm'"),
     ({"sampler": ""},                 "no sampler called ''"),
     ({"guidance": float("nan")},      "a finite guidance, got nan"),
@@ -304,7 +305,7 @@ def test_a_shipped_checkpoint_is_found_by_its_name(tmp_path, monkeypatch):
 def test_a_missing_run_and_a_folder_without_a_checkpoint_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run '.*/nowhere': expected a run folder"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint.safetensors; train it first"):
+    with pytest.raises(FileNotFoundError, match=r"holds neither checkpoint.safetensors nor"):
         load_run(tmp_path)
 
 
@@ -459,6 +460,8 @@ def test_what_a_picture_was_made_from_is_told():
     ({"init": a_picture(), "strength": 1.5}, "strength must lie in"),
     ({"init": a_picture(), "size": (8, 16)}, r"expected init uint8 \(8, 16, 1\), got uint8 \(8, 8"),
     ({"init": a_picture().astype(float)}, "expected init uint8"),
+    ({"init": "me.png"}, "expected size"),
+    ({"init": "me.png", "size": (8, 8)}, r"expected init uint8 \(8, 8, 1\), got str"),
     ({"init": a_picture(), "mask": np.zeros((4, 4, 1), np.uint8)}, "expected mask uint8"),
 ])
 def test_pictures_that_cannot_be_changed_are_refused_in_one_sentence(options, complaint):

@@ -145,6 +145,19 @@ def test_predict_takes_one_time_for_all_and_records_nothing(rng):
     assert type(together) is np.ndarray
     np.testing.assert_array_equal(together, unet(x, np.array([7, 7, 7])).data)
     np.testing.assert_array_equal(together, unet.predict(x, 7.0))
+    np.testing.assert_array_equal(together, unet.predict(x, [7, 7, 7]))
+
+
+@pytest.mark.parametrize(("wrong", "got"), [
+    (dict(x=[[[[0.0]]]]), r"x \(1, 1, 1, 1\) and t \(\)"), (dict(x=None), r"x \(\) and t \(\)"),
+    (dict(t=[7, 7]), r"x \(3, 5, 5, 1\) and t \(2,\)"), (dict(t=[[7]]), r"t \(1, 1\)"),
+    (dict(t=np.ones(4)), r"t \(4,\)"), (dict(t="7"), "t "), (dict(t=None), "t "),
+    (dict(context=[[[0.0]]]), "x "), (dict(class_labels=[1, 2, 3]), "x "),
+])
+def test_what_is_no_array_and_times_that_do_not_fit_are_refused(wrong, got, rng):
+    unet = UNet(UNetConfig.tiny(), rng=rng)
+    with pytest.raises(ValueError, match=f"^UNet: expected x, context and .*, got .*{got}"):
+        unet.predict(**dict(x=np.zeros((3, 5, 5, 1)), t=7) | wrong)
 
 
 def test_float32_in_is_float32_out(rng):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydiff import __version__, images, pretrained
+from tinydiff import __version__, checkpoint, images, pretrained
+from tinydiff.pretrained.pipeline import sample_size
 
 FOLDER = Path(__file__).with_name("stored_parity") / "pipeline"
 PROMPT = "a small cat"
@@ -105,6 +106,16 @@ def spoil(folder, file, **changes):
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
 
 
+def widen(folder, name, rows):
+    """Give a tensor of the U-Net or the text encoder another number of rows."""
+    for file in folder.glob("*/*.safetensors"):
+        arrays, _ = checkpoint.load(file)
+        for key in arrays:
+            if name in key and (name != "conv_out" or "unet" in str(file)):
+                arrays[key] = np.resize(arrays[key], (rows, *arrays[key].shape[1:]))
+        checkpoint.write(file, arrays, {"format": "pt"})
+
+
 @pytest.mark.parametrize(("damage", "complaint"), [
     (lambda f: spoil(f, "model_index.json", _class_name="FluxPipeline"),
      "_class_name FluxPipeline is not supported"),
@@ -120,12 +131,29 @@ def spoil(folder, file, **changes):
      "parts belong to different pipelines|expects"),
     (lambda f: shutil.copytree(FOLDER.parent / "clip", f / "unet", dirs_exist_ok=True),
      "unet"),
+    (lambda f: (widen(f, "conv_out", 3), spoil(f, "unet/config.json", out_channels=3)),
+     "out_channels of the unet to be 4"),
+    (lambda f: (widen(f, "conv_out", 8), spoil(f, "unet/config.json", out_channels=8)),
+     "out_channels of the unet to be 4"),
+    (lambda f: (widen(f, "token_embedding", 40),
+                spoil(f, "text_encoder/config.json", vocab_size=40)), "ids and texts of the token"),
+    (lambda f: spoil(f, "tokenizer/tokenizer_config.json", model_max_length=500),
+     "ids and texts of the token"),
 ])
 def test_a_spoiled_folder_is_refused_in_one_sentence_that_names_the_file(folder, damage, complaint):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=complaint) as caught:
         pretrained.load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("version", "said", "size"), [
+    ("0.4.0", 32, 64), ("0.9.0", 32, 32), ("0.31.0.dev0", 32, 32),
+    ("9" * 5000, 32, 32), ("0.4.0", 96, 96)])
+def test_early_files_said_32_for_64_and_no_version_is_too_long(folder, version, said, size):
+    spoil(folder, "unet/config.json", sample_size=said, _diffusers_version=version)
+    assert sample_size(folder / "unet" / "config.json", True) == (size, size)
+    assert sample_size(folder / "unet" / "config.json", False) == (said, said)
 
 
 def test_a_pipeline_without_text_refuses_prompts(tmp_path, pipe):
@@ -137,3 +165,22 @@ def test_a_pipeline_without_text_refuses_prompts(tmp_path, pipe):
     for asked in {"prompts": ["a cat"]}, {"negative_prompt": "red"}, {"guidance": 3.0}:
         with pytest.raises(ValueError, match="draws without prompts"):
             ddpm.generate(steps=3, **asked)
+
+
+def test_export_writes_a_folder_that_sample_draws_with(typed, tmp_path):
+    code, out, _ = typed("train", "digits-sd", "--stop-at", 1, "--set", "train.batch=2",
+                         "--set", "model.base=8", "--set", "model.heads=1", "--out", "run")
+    assert code == 0
+    code, out, _ = typed("export", "run", "out")
+    assert code == 0
+    assert out.startswith("wrote out; in diffusers: StableDiffusionPipeline.from_pretrained('out'")
+    asked = ("--prompt", "7", "--steps", 5, "--guidance", 3, "--n", 2)
+    assert typed("sample", "run", *asked, "--out", "a.npy")[0] == 0
+    assert typed("sample", "out", *asked, "--out", "b.npy")[0] == 0
+    assert abs(np.load("a.npy").astype(int) - np.load("b.npy")).max() <= 1
+    code, _, err = typed("export", "run", "out")
+    assert (code, err) == (2, "tinydiff: out exists; name a folder that does not\n")
+    code, _, err = typed("export", "mnist", "other")
+    assert code == 2
+    assert "model.patch = 2" in err
+    assert not (tmp_path / "other").exists()

@@ -100,6 +100,12 @@ def test_nodes_fall_to_clean_data_and_the_clock_names_each(name):
     assert asked == told
 
 
+@pytest.mark.parametrize("kind", ["EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep"])
+@pytest.mark.parametrize("curve", ["use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"])
+def test_a_curve_through_the_only_level_of_training_is_told_as_that(kind, curve):
+    assert scheduler(kind, num_train_timesteps=1, **{curve: True}).timesteps(1) == [0]
+
+
 def test_steps_may_be_skipped_where_they_remember_nothing(x_T):
     published = scheduler("DDIM", **SD)
     predict = spread(published.schedule)
@@ -128,7 +134,8 @@ def test_a_file_that_is_no_config_is_refused_by_name(text, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), [
-    ("DDPM", "variance_type", "fixed_large_log"), ("DDPM", "beta_schedule", "laplace"),
+    ("DDPM", "variance_type", "fixed_large_log"), ("DDPM", "variance_type", "learned"),
+    ("DDPM", "beta_schedule", "laplace"),
     ("DDPM", "prediction_type", "score"), ("PNDM", "prediction_type", "sample"),
     ("EulerDiscrete", "use_beta_sigmas", True), ("EulerDiscrete", "timestep_spacing", "cubic"),
     ("EulerDiscrete", "sigma_max", 700.0), ("EulerAncestralDiscrete", "prediction_type", "sample"),
@@ -180,6 +187,10 @@ def test_what_a_class_does_not_read_is_ignored():
     ("DDPM", {"timesteps": [2, 3]}), ("DDPM", {"timesteps": []}), ("DDPM", {"timesteps": [1000]}),
     ("DDPM", {"steps": 3, "eta": 0.5}), ("DDIM", {"steps": 3, "skip": 3}), ("PNDM", {"steps": 3}),
     ("LCM", {"steps": 51}), ("LCM", {"steps": 1.5}), ("DPMSolverMultistep", {"steps": 1000}),
+    ("DDPM", {"timesteps": 7}), ("DDPM", {"timesteps": [None]}), ("DDPM", {"timesteps": "abc"}),
+    ("DDPM", {"timesteps": [[9], [3, 2]]}), ("DDPM", {"timesteps": [float("inf"), 2]}),
+    ("DDPM", {"timesteps": np.array(7)}), ("EulerDiscrete", {"timesteps": [float("nan")]}),
+    ("EulerDiscrete", {"timesteps": {9: 1}}), ("EulerDiscrete", {"timesteps": [10**400]}),
 ])
 def test_steps_that_cannot_be_walked_are_refused_at_once(kind, asked, x_T):
     with pytest.raises(ValueError, match=f"^{kind}Scheduler"):

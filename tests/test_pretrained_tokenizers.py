@@ -178,7 +178,7 @@ def test_of_equal_scores_the_longest_last_piece_wins():
         "a": -3.0, "ab": -4.0, "bc": -4.0, "c": -3.0, "aa": -6.0}, None, False, None, None)
     assert model.pieces("abc") == [0, 2]
     assert model.pieces("aaa") == [0, 4]
-    with pytest.raises(ValueError, match="'z' is not in the vocabulary"):
+    with pytest.raises(ValueError, match="z is not in the vocabulary"):
         model.pieces("az")
 
 
@@ -228,13 +228,26 @@ def test_clusters_lose_nothing(text):
 
 def test_half_a_character_and_one_text_alone_are_refused(tmp_path):
     for tokenizer in (clip(tmp_path / "1"), bert(tmp_path / "2"), t5(tmp_path / "3")):
-        with pytest.raises(ValueError, match="surrogates not allowed"):
-            tokenizer.encode(["a\ud800"])
-        for texts in ("a cat", [3], [None]):
+        for half in "\ud800\udbff\udc00\udfff":
+            with pytest.raises(ValueError, match=r"^encode: .* got half of one in 'a\\ud"):
+                tokenizer.encode([f"a{half}"])
+        tokenizer.encode(["a\ud7ff\ue000\U0001f600"])                    # their neighbours
+        for texts in ("a cat", [3], [None], None, 3, b"a", np.array("a"), iter([3])):
             with pytest.raises(ValueError, match="expected a list of texts"):
                 tokenizer.encode(texts)
-        with pytest.raises(ValueError, match="expected a length of"):
-            bert(tmp_path / "2").encode(["a"], length=1)
+        for length in (-1, 10**12, 7.0, "7"):
+            with pytest.raises(ValueError, match=f"expected length [12] to 1048576, got {length}"):
+                tokenizer.encode(["a"], length=length)
+    with pytest.raises(ValueError, match="expected length 2 to 1048576, got 1"):
+        bert(tmp_path / "2").encode(["a"], length=1)
+
+
+def test_texts_come_one_by_one_or_in_an_array(tmp_path):
+    for tokenizer in (clip(tmp_path / "1"), bert(tmp_path / "2"), t5(tmp_path / "3")):
+        ids = tokenizer.encode(["a", "a b"], length=np.int64(7))
+        assert ids.shape == (2, 7)
+        for texts in (iter(["a", "a b"]), (text for text in ("a", "a b")), np.array(["a", "a b"])):
+            np.testing.assert_array_equal(tokenizer.encode(texts, length=7), ids)
 
 
 def clip_state(**model):
@@ -262,6 +275,13 @@ def t5_state(**options):
     (clip_state(end_of_word_suffix=""), {}, "a BPE tokenizer of class .* is not supported"),
     (clip_state(), {"tokenizer_class": "GPT2Tokenizer"}, "of class GPT2Tokenizer is not supported"),
     (clip_state(type="WordLevel"), {}, "a WordLevel tokenizer"),
+    (clip_state(type="A\nB" * 999), {}, r"a 'A\\nBA.*\.\.\. tokenizer"),
+    (clip_state(), {"tokenizer_class": "A\nB\x1b[31m"}, r"of class 'A\\nB\\x1b\[31m' is not"),
+    (clip_state(), {"tokenizer_class": "ü" * 3000}, r"of class ü{97}\.\.\. is not"),
+    (t5_state(normaliser={"type": "\n" * 3000}), {}, r"the step '\\n.*\.\.\. is not supported"),
+    (t5_state(splitter=METASPACE | {"replacement": "ü" * 3000}), {}, r"Metaspace with .*\.\.\. is"),
+    (t5_state(splitter=METASPACE | {"prepend_scheme": "ü" * 999}), {}, r"Metaspace with .*\.\. is"),
+    (t5_state(unknown="ü" * 3000), {}, r"unk_id ü{97}\.\.\. is not in the vocabulary"),
     (clip_state(), {"model_max_length": "long"}, "not laid out"),
     (clip_state(), {"model_max_length": 0}, "a model_max_length from 1 on"),
     (clip_state(), {"padding_side": "left"}, "right as padding_side"),
@@ -270,8 +290,8 @@ def t5_state(**options):
     (bert_state(), {"do_lower_case": "yes"}, "expected a BertNormalizer, its options true or"),
     (bert_state(added_tokens=[{"id": 3}]), {}, "not laid out.*content"),
     (bert_state(added_tokens=3), {}, "not laid out"),
-    (t5_state(normaliser={"type": "NFKC"}), {}, "the step 'NFKC' is not supported"),
-    (t5_state(splitter={"type": "ByteLevel"}), {}, "the step 'ByteLevel' is not supported"),
+    (t5_state(normaliser={"type": "NFKC"}), {}, "the step NFKC is not supported"),
+    (t5_state(splitter={"type": "ByteLevel"}), {}, "the step ByteLevel is not supported"),
     (t5_state(unknown=99), {}, "unk_id 99 is not in the vocabulary"),
     (t5_state(normaliser={"type": "Precompiled", "precompiled_charsmap": "////"}), {}, "cut short"),
     (t5_state(normaliser={"type": "Precompiled", "precompiled_charsmap": "_"}), {}, ": "),

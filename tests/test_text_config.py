@@ -57,6 +57,8 @@ def test_t5s_gated_gelu_alone_is_the_one_by_tanh(name, activation, gated):
     (CLIP | dict(text_config=dict(vocab_size=1.5)), "f: vocab_size 1.5"),
     (BERT | dict(layer_norm_eps="1e-12"), "f: layer_norm_eps"),
     (BERT | dict(layer_norm_eps=float("nan")), "f: layer_norm_eps"),
+    (BERT | dict(layer_norm_eps=-1), "f: layer_norm_eps -1 .* expected a number above 0"),
+    (T5 | dict(layer_norm_epsilon=0), "f: layer_norm_epsilon 0 .* expected a number above 0"),
     (BERT | dict(position_embedding_type="relative_key"), "f: position_embedding_type rel"),
     (BERT | dict(is_decoder=True), "f: is_decoder True"),
     (BERT | dict(type_vocab_size=0), "f: type_vocab_size 0"),

@@ -260,11 +260,18 @@ def test_forms_that_do_not_exist_are_refused(wrong, message):
 
 
 @pytest.mark.parametrize(("ids", "message"), [
-    (np.zeros((2, 9), int), r"expected ids \(N, at most 8\), got \(2, 9\)"),
-    (np.zeros(8, int), r"expected ids \(N, at most 8\), got \(8,\)"),
+    (np.zeros((2, 9), int), r"expected ids \(N, 1 to 8\), got \(2, 9\)"),
+    (np.zeros(8, int), r"expected ids \(N, 1 to 8\), got \(8,\)"),
+    (np.zeros((2, 0), int), r"expected ids \(N, 1 to 8\), got \(2, 0\)"),
     (np.zeros((2, 8)), r"got \(2, 8\) of float64"),
     (np.full((1, 8), 300), "ids from 300 to 300, the table has rows 0 to 299"),
 ])
 def test_ids_that_do_not_fit_are_refused(ids, message, rng):
     with pytest.raises(ValueError, match=message):
         TextEncoder(SMALL, rng=rng)(ids)
+
+
+@each_form
+def test_texts_without_a_token_are_refused(form, rng):
+    with pytest.raises(ValueError, match=r"expected ids \(N, 1 to .*\), got \(1, 0\) of int64"):
+        TextEncoder(FORMS[form], rng=rng).encode(np.zeros((1, 0), int))

@@ -35,8 +35,10 @@ def main(argv=None):
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror}" if error.strerror else error, 1)
-    except (ValueError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:
-        return complain(str(error) or "out of memory", 1)
+    except MemoryError as error:
+        return complain(f"{str(error) or 'out of memory'}; take fewer or smaller pictures", 1)
+    except (ValueError, ArithmeticError, ModuleNotFoundError) as error:
+        return complain(error, 1)
 
 
 def parser():
@@ -69,7 +71,7 @@ def parser():
     ask_for_pictures(command("sample", do_sample, "draw what a trained model makes of a prompt"))
 
     p = command("export", do_export, "write a trained model as a diffusers folder")
-    p.add_argument("run", help="a run folder, or the name of a shipped checkpoint")
+    p.add_argument("model", metavar="RUN", help="a run folder, or the name of a shipped checkpoint")
     p.add_argument("folder", help="the folder to write; it must not exist yet")
 
     p = command("data", do_data, "the data sets: which there are, get one, check one")

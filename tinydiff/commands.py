@@ -98,7 +98,7 @@ def open_model(path):
 def do_export(args):
     from tinydiff.generate import load_run
     from tinydiff.pretrained.export import export_run
-    run = load_run(args.run)
+    run = load_run(args.model)
     with usage():
         print(export_run(run, args.folder))
 

@@ -95,8 +95,9 @@ class Run:
         sampler = own.sampler if sampler is None else sampler
         steps = own.steps if steps is None else steps
         w = own.guidance if guidance is None else guidance
-        size = (self.shape if init is None else init.shape)[:2] if size is None else size
+        size = (self.shape if init is None else np.shape(init))[:2] if size is None else size
         for value, fits, wanted in (
+                (steps,    is_whole(steps, 0),                  "a whole number of steps"),
                 (prompts,  are_texts(prompts),                  "a list of prompts"),
                 (n,        is_whole(n, 1),                      "n of at least 1"),
                 (seed,     is_whole(seed, 0) and seed < 2**64,  "seed from 0 to 2⁶⁴ − 1"),
@@ -169,9 +170,11 @@ def editing(init, mask, strength, shape):
             raise ValueError("generate: a mask or a strength needs init, the picture to change")
         return {}
     for name, picture, wanted in ("init", init, shape), ("mask", mask, (*shape[:2], 1)):
-        if picture is not None and (picture.shape != wanted or picture.dtype != np.uint8):
-            raise ValueError(f"generate: expected {name} uint8 {wanted}, got {picture.dtype} "
-                             f"{picture.shape}")
+        if picture is not None and (np.shape(picture), getattr(picture, "dtype", None)) != \
+                (wanted, np.uint8):
+            raise ValueError(f"generate: expected {name} uint8 {wanted}, got "
+                             f"{getattr(picture, 'dtype', type(picture).__name__)} "
+                             f"{np.shape(picture)}")
     told = {name: sha256(picture.tobytes()).hexdigest() for name, picture
             in (("init", init), ("mask", mask)) if picture is not None}
     return {**told, "strength": (0.8 if mask is None else 1.0) if strength is None else strength}
@@ -222,8 +225,9 @@ def find(path):
     if (folder / "checkpoint.safetensors").is_file():
         return folder / "checkpoint.safetensors"
     if folder.is_dir():
-        raise FileNotFoundError(f"{path} holds no checkpoint.safetensors; train it first: "
-                                f"tinydiff train RECIPE --out {path}")
+        raise FileNotFoundError(f"{path} holds neither checkpoint.safetensors nor "
+                                "model_index.json; train it first, tinydiff train RECIPE --out "
+                                f"{path}, or name a whole diffusers folder")
     names = {file.stem: file for file in SHIPPED.glob("*.safetensors")}
     if str(path) not in names:
         guess = get_close_matches(str(path), names, n=1, cutoff=0)

@@ -20,12 +20,17 @@ def numbers(tensor):
     return np.asarray(tensor.numpy(), np.float64)
 
 
-def walked(scheduler, monkeypatch, *, start=X_T, outputs=OUTPUTS, **step):
-    """Their x after every call of the model, for timesteps that are set; `step` goes to `step`."""
+def walked(scheduler, monkeypatch, *, start=X_T, outputs=OUTPUTS, begin=0, **step):
+    """Their x after every call of the model, for timesteps that are set; `step` goes to `step`.
+
+    The first `begin` of the timesteps are left out, as their pipelines from picture to picture do.
+    """
     replay, x, chain = iter(Z), torch.tensor(start), []
     monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", raising=False,
                         value=lambda *args, **kwargs: torch.tensor(next(replay)))
-    for t, output in zip(scheduler.timesteps, outputs):
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    for t, output in zip(scheduler.timesteps[begin:], outputs):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)
         x = scheduler.step(torch.tensor(output), t, x, **step).prev_sample

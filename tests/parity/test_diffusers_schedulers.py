@@ -85,9 +85,8 @@ def drawn(name, seed):
         config.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver")
     if curve := config.pop("curve", None):
         config[curve] = True
-    if config.get("rescale_betas_zero_snr"):             # then their last σ is not the highest
+    if config.get("rescale_betas_zero_snr"):
         config["prediction_type"], n = "v_prediction", max(n, 7)
-        config.pop(curve, None)
     if config.pop("flow", False) and not curve and not in_eps and "deis" not in config.values():
         config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     if in_eps or config.get("algorithm_type") == "deis" or config.get("solver_type") == "bh1":
@@ -104,7 +103,8 @@ def drawn(name, seed):
     return config, step, n
 
 
-def compared(name, config, n, monkeypatch, *, given=None, outputs=OUTPUTS, learned=None, **step):
+def compared(name, config, n, monkeypatch, *, given=None, skip=0, outputs=OUTPUTS, learned=None,
+             **step):
     """Asserts that all x and timesteps agree, and the deviation of x_T; whether there were any."""
     scheduler = getattr(diffusers, name)(**config)
     ours = Scheduler({"_class_name": name, **config})
@@ -120,7 +120,8 @@ def compared(name, config, n, monkeypatch, *, given=None, outputs=OUTPUTS, learn
         assert ours.start_std(n) / over[0] == pytest.approx(std, rel=1e-5)
     if len({*their_times}) < len(their_times) and their_times[0] == their_times[1]:
         return False                                     # theirs would start at the second
-    chain = walked(scheduler, monkeypatch, start=X_T / over[0], outputs=outputs, **step)
+    chain = walked(scheduler, monkeypatch, start=X_T / over[skip], outputs=outputs,
+                   begin=skip * scheduler.order, **step)
     if name.startswith("Heun"):
         chain = chain[1::2] + chain[-1:]                  # their halves of a step
     if name.startswith("PNDM"):
@@ -131,11 +132,12 @@ def compared(name, config, n, monkeypatch, *, given=None, outputs=OUTPUTS, learn
         p = reads(x_t, next(replay), *ours.schedule.levels(t))
         return p._replace(log_variance=learned(t)) if learned else p
 
-    xs = list(ours(predict, X_T, timesteps=given, steps=None if given else n, noise=Z, **step))
-    assert len(xs) == len(chain) == len(nodes) - 1
+    xs = list(ours(predict, X_T, timesteps=given, steps=None if given else n, noise=Z, skip=skip,
+                   **step))
+    assert len(xs) == len(chain) == len(nodes) - 1 - skip
     loss = 1e-3 if in_sigma and config.get("rescale_betas_zero_snr") else \
         3e-4 if "predict_x0" in config and config["solver_order"] == 3 else 5e-5
-    for x, other, a in zip(xs, chain, over[1:]):
+    for x, other, a in zip(xs, chain, over[skip + 1:]):
         if not np.isfinite(other).all():
             return False
         np.testing.assert_allclose(x / a, other, rtol=0, atol=loss * np.abs(other).max())
@@ -157,6 +159,30 @@ def test_settings_drawn_at_random(name, part, monkeypatch):
         except AssertionError as error:
             raise AssertionError(f"{name} {config} n = {n} {step}: {error}") from None
     assert done >= 20
+
+
+# PNDM: theirs would then begin behind the timestep that it asks twice
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "PNDMScheduler"])
+def test_the_first_steps_skipped_as_from_picture_to_picture(name, monkeypatch):
+    done = 0
+    for seed in range(40):
+        config, step, n = drawn(name, seed)
+        if n > 1:
+            done += compared(name, config, n, monkeypatch, skip=1 + seed % min(n - 1, 5), **step)
+    assert done >= 15
+
+
+@pytest.mark.parametrize("n", [7, 20, 31])
+@pytest.mark.parametrize("betas", [{}, SD, {"num_train_timesteps": 100, "beta_end": 0.05}])
+@pytest.mark.parametrize(("name", "curve"), [
+    (f"{kind}Scheduler", curve)
+    for kind in ("EulerDiscrete", "DPMSolverMultistep", "UniPCMultistep")
+    for curve in OPTIONS[f"{kind}Scheduler"]["curve"][1:]])
+def test_curves_where_zero_snr_puts_the_highest_sigma_before_the_last(name, curve, betas, n,
+                                                                      monkeypatch):
+    config = {**betas, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    done = compared(name, config | {curve: True}, n, monkeypatch)
+    assert done or name != "EulerDiscreteScheduler"       # others round their first times to one
 
 
 @pytest.mark.parametrize("n", NS)

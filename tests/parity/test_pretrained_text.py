@@ -212,6 +212,22 @@ def test_other_tensors_than_the_configs_are_refused(make, broken, tmp_path):
         loaded(tmp_path)
 
 
+def test_a_table_of_t5_that_stands_there_twice_must_be_one_table(tmp_path):
+    saved(randomise(t5(), 1), tmp_path)
+    keys = "shared.weight", "encoder.embed_tokens.weight"
+    [table] = [w for key, w in load_file(tmp_path / "model.safetensors").items()
+               if key in keys]
+    both = dict.fromkeys(keys, table)
+    rewritten(tmp_path, lambda w: w | both)
+    np.testing.assert_array_equal(loaded(tmp_path).token.table.data, table)
+    for key, other in ((keys[0], table + (table == table[3, 3])), (keys[1], table[:-1].clone()),
+                       (keys[1], -table)):
+        changed = both | {key: other}
+        rewritten(tmp_path, lambda w, changed=changed: w | changed)
+        with pytest.raises(ValueError, match=r"model\.safetensors.*(embed_tokens|shared)\.weight"):
+            loaded(tmp_path)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_quick", "gelu_tanh", "relu", "silu"])
 def test_ours_in_clips_form_goes_to_transformers_and_back(activation, tmp_path, rng):
     config = TextEncoderConfig(vocabulary=300, length=9, width=12, depth=2, heads=3, form="clip",

@@ -221,9 +221,9 @@ class TextEncoder(Module):
 
     def check(self, ids, mask):
         length = self.config.length
-        if ids.ndim != 2 or ids.dtype.kind not in "iu" or ids.shape[1] > (length or ids.shape[1]):
-            raise ValueError(f"TextEncoder: expected ids (N, {'at most ' * bool(length)}"
-                             f"{length or 'L'}), got {ids.shape} of {ids.dtype}")
+        if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 0 < ids.shape[1] <= (length or 1e9):
+            raise ValueError(f"TextEncoder: expected ids (N, 1 to {length or 'any length'}), "
+                             f"got {ids.shape} of {ids.dtype}")
         if mask is not None and (np.shape(mask) != ids.shape or not np.any(mask, axis=1).all()):
             raise ValueError(f"TextEncoder: expected a mask {ids.shape} with something to see in "
                              f"each row, got {np.shape(mask)} with {np.count_nonzero(mask, -1)}")

@@ -104,7 +104,11 @@ class UNet(Module):
 
     def predict(self, x, t, context=None, class_labels=None):
         """The same on arrays, remembering nothing; t, a number or (N,), as the network counts."""
-        xp = array_module(x)
+        xp, told = array_module(x), [x, *(a for a in (context, class_labels) if a is not None)]
+        if not all(hasattr(a, "shape") for a in told) or (
+                np.shape(t) not in ((), x.shape[:1]) or xp.asarray(t).dtype.kind not in "biuf"):
+            raise ValueError("UNet: expected x, context and class_labels as arrays and t as one "
+                             f"number or one an image, got x {np.shape(x)} and t {np.shape(t)}")
         t = xp.broadcast_to(xp.asarray(t, np.float32), x.shape[:1])
         with no_grad():
             return self(x, t, context, class_labels).data

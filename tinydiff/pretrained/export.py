@@ -27,10 +27,12 @@ from tinydiff.pretrained.weights import as_theirs
 
 PREDICTS   = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SOLVER     = "DPMSolverMultistepScheduler"
-SCHEDULERS = {"ddpm": ("DDPMScheduler", {}), "euler_ancestral": ("DDPMScheduler", {}),
+DDIM       = "DDIMScheduler", {}
+SCHEDULERS = {"ddim": DDIM, "euler": DDIM,                # the same steps in other words
+              "ddpm": ("DDPMScheduler", {}), "euler_ancestral": ("DDPMScheduler", {}),
               "dpmpp_1s": (SOLVER, {"solver_order": 1}), "dpmpp_2m": (SOLVER, {}),
               "dpmpp_2m_sde": (SOLVER, {"algorithm_type": "sde-dpmsolver++"}),
-              "unipc": ("UniPCMultistepScheduler", {})}     # all others: DDIM, as is euler
+              "unipc": ("UniPCMultistepScheduler", {})}
 
 
 def export_run(run, folder):
@@ -70,8 +72,9 @@ def export_run(run, folder):
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return (f"wrote {folder}; in diffusers: "
-            f"StableDiffusionPipeline.from_pretrained({str(folder)!r}, vae=None)")
+    other = "" if run.own.sampler in SCHEDULERS else f", drawing by ddim, not {run.own.sampler}"
+    return (f"wrote {folder}; in diffusers: StableDiffusionPipeline.from_pretrained("
+            f"{str(folder)!r}, vae=None){other}{', without clipping' * run.own.clip}")
 
 
 def on_their_clock(network):
@@ -97,7 +100,9 @@ def scheduler_config(run):
         raise ValueError(f"export: diffusion.schedule = {schedule.name} with model.predicts = "
                          f"{predicts} has no scheduler in diffusers; train with a schedule that "
                          "keeps the variance (linear, cosine, …) to predict eps, x0 or v")
-    name, own = SCHEDULERS.get(run.own.sampler, ("DDIMScheduler", {}))
+    name, own = SCHEDULERS.get(run.own.sampler, DDIM)
+    if (name, own) == DDIM and schedule.T % run.own.steps:    # which their DDIM steps past
+        name, own = SCHEDULERS["dpmpp_1s"]
     return {"_class_name": name, "num_train_timesteps": schedule.T, "beta_schedule": "linear",
             "trained_betas": schedule.beta[1:].tolist(), "timestep_spacing": "trailing",
             "steps_offset": 1, "prediction_type": PREDICTS[predicts], "clip_sample": run.own.clip,

@@ -46,6 +46,10 @@ class Options:
         return self.take(key, default, lambda x: (type(x) in (int, float) and abs(x) < 1e30)
                          or x is default, "a number")
 
+    def positive(self, key, default):
+        return self.take(key, default, lambda x: type(x) in (int, float) and 0 < x < 1e30,
+                         "a number above 0")
+
     def flag(self, key, default):
         return self.take(key, default, lambda on: type(on) is bool, "true or false")
 

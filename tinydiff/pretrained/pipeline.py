@@ -10,6 +10,7 @@ A folder with a U-Net and a scheduler alone (DDPM) draws without being told what
 import re
 from collections import deque
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ class Pipeline(Run):
         by name, in place of the folder's. Options: init, mask and strength, as of `Run.generate`.
         Raises ValueError, at once, for what cannot be drawn.
         """
-        size = self.shape[:2] if options.get("init") is None else options["init"].shape[:2]
+        size = self.shape[:2] if options.get("init") is None else np.shape(options["init"])[:2]
         size = tuple(own if asked is None else asked for asked, own in zip((height, width), size))
         frames = self.denoise(prompts, n=n, negative=negative_prompt or "", seed=seed, steps=steps,
                               guidance=guidance, size=size, sampler=sampler, batch=batch, show=show,
@@ -180,26 +181,36 @@ def load_pipeline(folder):
         parts["autoencoder"] = model("vae", Autoencoder)
     unet = model("unet", UNet)
     unet.config = replace(unet.config, predicts=scheduler.predicts)
-    refuse_strangers(folder, unet.config, **parts)
+    refuse_strangers(folder, unet.config, scheduler, **parts)
     size = sample_size(home("unet") / "config.json", prompted)
     return Pipeline(str(folder), kind, unet, scheduler, size, **parts)
 
 
-def refuse_strangers(folder, c, *, text_encoder=None, autoencoder=None, tokenizer=None):
-    """Refuse parts that say nothing to a U-Net of this config."""
-    for name, part, size, wanted in (
-            ("vae's latent_channels", autoencoder, "latent", c.channels),
-            ("text_encoder's hidden_size", text_encoder, "width", c.context_width)):
-        if part and (found := getattr(part.config, size)) != wanted:
-            raise ValueError(f"{folder}: the unet expects {wanted} where {name} is {found}; these "
-                             "parts belong to different pipelines")
+def refuse_strangers(folder, c, scheduler, *, tokenizer=None, text_encoder=None, autoencoder=None):
+    """Refuse parts that have nothing to say to each other; c is the U-Net's config."""
+    text = text_encoder and text_encoder.config
+    learned = scheduler.config.get("variance_type") == "learned_range"
+    for fits, expected in (
+            (c.classes is None, "unet/config.json to have no num_class_embeds"),
+            (c.outputs is None and c.learned_variance == learned,
+             f"out_channels of the unet to be {c.channels * (2 if learned else 1)}"),
+            (not autoencoder or autoencoder.config.latent == c.channels,
+             f"latent_channels of the vae to be {c.channels}, as of the unet"),
+            (c.context_width == (text and text.width),
+             f"hidden_size of the text_encoder to be {c.context_width}, as of the unet"),
+            (not text or (tokenizer.size <= text.vocabulary
+                          and (tokenizer.length or 0) <= (text.length or inf)),
+             "ids and texts of the tokenizer to fit the text_encoder's tables")):
+        if not fits:
+            raise ValueError(f"{folder}: expected {expected}; these parts belong to different "
+                             "pipelines")
 
 
 def sample_size(file, prompted):
     """(h, w) of what a U-Net was trained on; early files of Stable Diffusion said 32 for 64."""
     theirs = read_json(file)
     size = Options(theirs, file).each("sample_size", 64, 2)
-    version = [int(part) for part in re.findall(r"\d+", str(theirs.get("_diffusers_version", 9)))]
+    version = [int(n) for n in re.findall(r"\d{1,4}", str(theirs.get("_diffusers_version", 9)))]
     if isinstance(size, tuple):
         return size
     return (max(size, 64) if prompted and version[:2] < [0, 9] else size,) * 2

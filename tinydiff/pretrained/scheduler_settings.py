@@ -28,7 +28,7 @@ SOLVER = {**ZERO, **THRESHOLD, **CURVES, "prediction_type": tuple(PREDICTS), "fl
           "lower_order_final": ON, "final_sigmas_type": ("zero", "sigma_min")}
 KEYS = {
     "DDPM": {**CHAIN, "beta_schedule": (*SHAPES, "sigmoid"), "variance_type": (
-        "fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")},
+        "fixed_small", "fixed_small_log", "fixed_large", "learned_range")},
     "DDIM": {**CHAIN, "set_alpha_to_one": ON},
     "PNDM": {**BETAS, **EPS_OR_V, "timestep_spacing": LEADING, "set_alpha_to_one": (False, True),
              "skip_prk_steps": (False, True)},

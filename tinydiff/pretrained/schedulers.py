@@ -9,7 +9,7 @@ as noisy as the step; what the network is told there, `clock` knows.
 
 from functools import partial
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +55,14 @@ class Scheduler:
     def plan(self, steps=None, timesteps=None):
         """(nodes, told): our n + 1 times, and the timestep that the network is told at the first n.
 
-        `timesteps` are the checkpoint's own, where diffusers takes them. ValueError for both,
+        `timesteps` list the checkpoint's own, where diffusers takes them. ValueError for both,
         neither, and what cannot be walked.
         """
-        c, n = self.settings, steps if timesteps is None else len(timesteps)
+        c, T, top = self.settings, self.schedule.T, self.schedule.sigma(self.schedule.T)
+        given = timesteps.tolist() if isinstance(timesteps, np.ndarray) else timesteps
+        listed = isinstance(given, (list, tuple, range)) and all(
+            isinstance(t, Real) and 0 <= t <= T for t in given)
+        n = len(given) if listed else steps
         least = 4 if c.skip_prk_steps is False else 1
         most = c.original_inference_steps or c.num_train_timesteps
         fixed = c.curves or c.use_flow_sigmas or c.kind in GIVEN_NONE
@@ -66,10 +70,9 @@ class Scheduler:
                 or not least <= n <= most or (timesteps is not None and fixed):
             raise ValueError(f"{self.name}: expected steps, a whole number from {least} to {most}"
                              f"{'' if fixed else ', or as many timesteps'}, got steps={steps} and "
-                             f"timesteps={timesteps}")
+                             f"timesteps={given}")
         with np.errstate(all="ignore"):                   # what is no number does not fall
-            nodes, told = GRIDS[c.kind](c, self.sigmas, n, timesteps)
-        T, top = self.schedule.T, self.schedule.sigma(self.schedule.T)
+            nodes, told = GRIDS[c.kind](c, self.sigmas, n, given)
         if c.shift or c.use_flow_sigmas:
             nodes = [sigma * T for sigma in np.float32(nodes).tolist()]
         elif self.sigmas is not None:
@@ -158,9 +161,9 @@ def steps_of(c, nodes, skip):
     weigh = partial(published.unified, first_order=c.solver_type == "bh1") if is_unipc else \
         partial(published.taylor, midpoint=c.solver_type != "heun",
                 half=-0.5 if form == "sde-dpmsolver++" else 0.5)
-    corrected = {step - skip for step in {*range(n)} - {*c.disable_corrector}} if is_unipc else ()
+    corrected = {*range(skip, n)} - {*c.disable_corrector} if is_unipc else ()
     return partial(published.linear_multistep, form=published.FORMS[form], orders=orders[skip:],
-                   weigh=weigh, corrected=corrected)
+                   weigh=weigh, corrected={step - skip for step in corrected})
 
 
 def limited(predict, schedule, c, keeps_eps):

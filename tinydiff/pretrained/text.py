@@ -3,8 +3,11 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from tinydiff.models.text_encoder import TextEncoder, TextEncoderConfig
 from tinydiff.pretrained.options import Options, is_list
+from tinydiff.pretrained.tensors import named
 from tinydiff.pretrained.weights import UNSET, Place, fill, renamed
 
 CLASSES = {"CLIPTextModel": "clip", "CLIPModel": "clip", "BertModel": "bert",
@@ -61,6 +64,11 @@ def load_text_encoder(theirs, file, tensors):
         config = replace(config, pooler=any("pooler." in key for key in tensors))
     model = TextEncoder(config, rng=UNSET)
     fill(model, tensors, partial(place, config.form), IGNORE[config.form], OLD)
+    tied = [key for key in tensors if renamed(key, OLD) == "shared.weight"]
+    if len(tied) > 1 and not all(np.array_equal(tensors.read(key), model.token.table.data, True)
+                                 for key in tied):
+        raise ValueError(f"{tensors.file}: expected the same numbers in {named(' and '.join(tied))}"
+                         "; delete the one that was not trained")
     return model
 
 
@@ -83,7 +91,7 @@ def read_config(theirs, file):
            f"a divisor of hidden_size, {c['width']}")
     activation, eps = ("gelu", 1e-12) if form == "bert" else ("quick_gelu", 1e-5)
     c |= dict(activation=ACTIVATIONS[o.choice("hidden_act", activation, *ACTIVATIONS)],
-              eps=o.number("layer_norm_eps", eps), form=form)
+              eps=o.positive("layer_norm_eps", eps), form=form)
     if form == "clip":
         end = o.take("eos_token_id", 49407, lambda i: type(i) is int, "one id")
         return TextEncoderConfig(**c, end=end)
@@ -98,7 +106,7 @@ def t5(o, heads):
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     far = o.whole("relative_attention_max_distance", 128)
     return dict(length=0, inner=heads * o.whole("d_kv", 64), activation=ACTIVATIONS[name],
-                gated=name != kind, eps=o.number("layer_norm_epsilon", 1e-6), farthest=far,
+                gated=name != kind, eps=o.positive("layer_norm_epsilon", 1e-6), farthest=far,
                 buckets=o.take("relative_attention_num_buckets", 32, lambda n: type(n) is int
                                and 4 <= n < 4 * far, f"a whole number from 4 to {4 * far - 1}"))
 

@@ -106,14 +106,18 @@ def flow(c, sigmas, n, given):
 def curve(c, n, low, high, sigmas):
     """(levels, told): n from high to low, and where training had them.
 
-    Karras's are even in σ^(1/7), others in log σ, which is linear between two timesteps.
+    Karras's are even in σ^(1/7), others in log σ, which is linear between two timesteps: the
+    last that is not above, and the next. Of zero SNR the very last is not the highest.
     """
     low, high = float(low), float(high)
     ends = np.log(np.array([high, low], np.float32 if c.use_lu_lambdas else np.float64)).tolist()
     levels = karras_sigmas(n, low, high)[:n] if c.use_karras_sigmas else \
         np.exp(np.linspace(*ends, n))
-    logs = np.log(np.minimum(sigmas, sigmas[-1]))        # the last is not the highest of zero SNR
-    return levels, np.interp(np.log(levels), logs, np.arange(len(sigmas)))
+    x, logs = np.log(levels), np.log(sigmas)
+    k = np.searchsorted(np.minimum(logs, logs[-1]), x, side="right") - 1
+    k = k.clip(0, len(logs) - 2)
+    w = (logs[k] - x) / (logs[k] - logs[k + 1])
+    return levels, np.fmax(0, k + w.clip(0, 1))           # 0 where there is but one
 
 
 def shifted(c, sigma):

@@ -44,11 +44,12 @@ class PretrainedTokenizer:
 
         L is `length`, else CLIP's 77, else that of the longest row.  ValueError for other things.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        texts = texts if isinstance(texts, str) or not np.iterable(texts) else list(texts)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"encode: expected a list of texts, got {named(texts)}")
         signs, longest = len(self.begin) + len(self.end), length or self.length or HUGE
-        if longest < signs:
-            raise ValueError(f"encode: expected a length of {signs} or more, got {longest}")
+        if not (isinstance(longest, int | np.integer) and signs <= longest <= HUGE):
+            raise ValueError(f"encode: expected length {signs} to {HUGE}, got {named(longest)}")
         rows = [[*self.begin, *self.row(text)[:longest - signs], *self.end] for text in texts]
         width = length or (self.length if self.fill else max(map(len, rows), default=0))
         return np.array([row + [self.pad] * (width - len(row)) for row in rows],
@@ -56,7 +57,8 @@ class PretrainedTokenizer:
 
     def row(self, text):
         """One text's ids; special tokens in it are themselves.  ValueError for half a character."""
-        text.encode()
+        if re.search(r"[\ud800-\udfff]", text):
+            raise ValueError(f"encode: expected whole characters, got half of one in {named(text)}")
         parts = [part if isinstance(part, int) else self.algorithm.normalise(part)
                  for part in cut([text], self.raw)]
         return [i for k, part in enumerate(cut(parts, self.normal))
@@ -113,8 +115,8 @@ def build(state, config):
                                  "BPE" if "merges" in model else "WordPiece")
     if kind not in SIGNS or not re.fullmatch(CLASSES, style) or (
             model.get("end_of_word_suffix", "</w>") != "</w>"):
-        raise ValueError(f"a {kind} tokenizer of class {style} is not supported, expected that of "
-                         "CLIP, BERT or T5")
+        raise ValueError(f"a {named(kind)} tokenizer of class {named(style)} is not supported, "
+                         "expected that of CLIP, BERT or T5")
     vocab, signs = numbered(model["vocab"]), SIGNS[kind]
     if kind == "Unigram" and not style.startswith("T5"):
         signs = dict.fromkeys(signs)                       # none but what the file says
@@ -149,7 +151,7 @@ def algorithm(kind, state, config, vocab, unknown):
         return BytePairs(vocab, model["merges"], unknown)
     if kind == "Unigram":
         if (unknown := model.get("unk_id")) not in {None, *vocab.values()}:
-            raise ValueError(f"unk_id {unknown!r} is not in the vocabulary")
+            raise ValueError(f"unk_id {named(unknown)} is not in the vocabulary")
         return Unigram(vocab, {piece: score + 0.0 for piece, score in model["vocab"]}, unknown,
                        model.get("byte_fallback", False), normaliser, state.get("pre_tokenizer"))
     form = {"type": "BertNormalizer"} | (normaliser or {})

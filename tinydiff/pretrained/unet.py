@@ -10,7 +10,7 @@ TEXT    = "UNet2DConditionModel"                          # the other is UNet2DM
 KINDS   = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 MIDDLES = {"UNetMidBlock2DCrossAttn": (2, True), "UNetMidBlock2D": (1, False), None: (0, False)}
 SIMPLE  = {                                               # theirs: ours, default, what it may be
-    "norm_num_groups": ("groups", 32, Options.whole), "norm_eps": ("eps", 1e-5, Options.number),
+    "norm_num_groups": ("groups", 32, Options.whole), "norm_eps": ("eps", 1e-5, Options.positive),
     "flip_sin_to_cos": ("cosines_first", True, Options.flag),
     "freq_shift": ("frequency_shift", 0, Options.number),
     "center_input_sample": ("centre_input", False, Options.flag),
@@ -84,6 +84,8 @@ def read_config(theirs, file):
                       (320, 640, 1280, 1280) if text else (224, 448, 672, 896))
     down = o.choices("down_block_types", own, known, len(widths))
     up = o.choices("up_block_types", undoing(own), undoing(known), len(widths))[::-1]
+    o.take("freq_shift", o.number("freq_shift", 0), lambda n: n < max(widths[0] // 2, 1),
+           f"less than half of block_out_channels[0], {widths[0]}")
     channels, outputs = (o.whole(key, 4 if text else 3) for key in ("in_channels", "out_channels"))
     adaptive = o.choice("resnet_time_scale_shift", "default", "default", "scale_shift") != "default"
     config = dict(

@@ -9,6 +9,7 @@ from unicodedata import category
 import numpy as np
 
 from tinydiff.pretrained.clip_bpe import BLANK
+from tinydiff.pretrained.tensors import named
 
 JOINERS = "\u200c\u200d\uff9e\uff9f"                      # marks, though their category is not M
 CONTROLS = "Cc", "Cf", "Zl", "Zp"
@@ -66,7 +67,7 @@ class Unigram:
         if piece not in self.vocab and self.to_bytes and None not in spelled:
             return spelled
         if (i := self.vocab.get(piece, self.unknown)) is None:
-            raise ValueError(f"encode: {piece!r} is not in the vocabulary, which has no unknown")
+            raise ValueError(f"encode: {named(piece)} is not in the vocabulary, which lacks <unk>")
         return [i]
 
 
@@ -75,7 +76,7 @@ def steps(config, *kinds):
     if config is None or config["type"] in kinds:
         return [config] if config else []
     if config["type"] != "Sequence":
-        raise ValueError(f"the step {config['type']!r} is not supported, expected one of {kinds}")
+        raise ValueError(f"the step {named(config['type'])} is not supported, only {kinds}")
     [inside] = config.keys() - {"type"}
     return [step for inner in config[inside] for step in steps(inner, *kinds)]
 
@@ -85,7 +86,7 @@ def metaspace(start, text, *, replacement, prepend_scheme=None, add_prefix_space
     """[(start, word)]: blanks become "▁", one stands before the text, and each begins a word."""
     scheme = prepend_scheme or ("always" if add_prefix_space else "never")
     if scheme not in ("always", "first", "never") or len(replacement) != 1:
-        raise ValueError(f"Metaspace with {scheme!r} and {replacement!r} is not supported")
+        raise ValueError(f"Metaspace with {named([scheme, replacement])} is not supported")
     text = text.replace(" ", replacement)
     if not text.startswith(replacement) and (scheme == "always" or (scheme, start) == ("first", 0)):
         text = replacement + text
