@@ -7,7 +7,7 @@ memory busy. SiLU counts its own exponentials, WIDTH at a time.
 from ..memory import empty
 from ..simd.functions import WIDTH, gelu as gelu_of, sigmoid, silu as silu_of
 from ..simd.pool import run
-from ..simd.tasks import task
+from ..simd.tasks import Task, task
 from ..simd.vector import fma, load_part, splat, store_part
 
 EACH = 2**14                                              # numbers an item takes of each array
@@ -56,47 +56,44 @@ def over(task, *arrays, out=None):
     return out
 
 
-@task
-def sums(item, worker, x, y, out, n):
-    last = min(item * EACH + EACH, n)
-    for i in range(item * EACH, last, WIDTH):
-        lanes = min(WIDTH, last - i)
-        store_part(out, i, load_part(x, i, lanes) + load_part(y, i, lanes), lanes)
+def of_one(name, f):
+    """The task y = f(x)."""
+    def each(item, worker, x, y, n):
+        last = min(item * EACH + EACH, n)
+        for i in range(item * EACH, last, WIDTH):
+            lanes = min(WIDTH, last - i)
+            store_part(y, i, f(load_part(x, i, lanes)), lanes)
+
+    return Task(each, common=True, name=f"elementwise.{name}")
 
 
-@task
-def products(item, worker, x, y, out, n):
-    last = min(item * EACH + EACH, n)
-    for i in range(item * EACH, last, WIDTH):
-        lanes = min(WIDTH, last - i)
-        store_part(out, i, load_part(x, i, lanes) * load_part(y, i, lanes), lanes)
+def of_two(name, f):
+    """The task out = f(x, y)."""
+    def each(item, worker, x, y, out, n):
+        last = min(item * EACH + EACH, n)
+        for i in range(item * EACH, last, WIDTH):
+            lanes = min(WIDTH, last - i)
+            store_part(out, i, f(load_part(x, i, lanes), load_part(y, i, lanes)), lanes)
+
+    return Task(each, common=True, name=f"elementwise.{name}")
 
 
-@task
-def gelus(item, worker, x, y, n):
-    last = min(item * EACH + EACH, n)
-    for i in range(item * EACH, last, WIDTH):
-        lanes = min(WIDTH, last - i)
-        store_part(y, i, gelu_of(load_part(x, i, lanes)), lanes)
+def plus(x, y):
+    return x + y
 
 
-@task
-def silus(item, worker, x, y, n):
-    last = min(item * EACH + EACH, n)
-    for i in range(item * EACH, last, WIDTH):
-        lanes = min(WIDTH, last - i)
-        store_part(y, i, silu_of(load_part(x, i, lanes)), lanes)
+def times(x, y):
+    return x * y
 
 
-@task
-def slopes(item, worker, dy, x, dx, n):
-    last = min(item * EACH + EACH, n)
-    for i in range(item * EACH, last, WIDTH):
-        lanes = min(WIDTH, last - i)
-        z = load_part(x, i, lanes)
-        s = sigmoid(z)
-        slope = s * fma(z, splat(1.0) - s, splat(1.0))
-        store_part(dx, i, load_part(dy, i, lanes) * slope, lanes)
+def steep(dy, x):
+    """dy · d silu/dx"""
+    s = sigmoid(x)
+    return dy * (s * fma(x, splat(1.0) - s, splat(1.0)))
+
+
+sums, products, slopes = of_two("sums", plus), of_two("products", times), of_two("slopes", steep)
+gelus, silus = of_one("gelus", gelu_of), of_one("silus", silu_of)
 
 
 @task

@@ -207,7 +207,8 @@ class TextEncoder(Module):
             raise ValueError(f"encode: expected a skip of 0 to {self.config.depth}, got {skip}")
         with no_grad():
             states = self.states(ids := np.asarray(ids), mask)
-            last, asked = (self.form.finish(self, states[i], ids) for i in (-1, -1 - skip))
+            last = self.form.finish(self, states[-1], ids)
+            asked = self.form.finish(self, states[-1 - skip], ids) if skip else last
             return asked.data, self.form.summary(self, last, ids)
 
     def states(self, ids, mask=None):
