@@ -1,7 +1,7 @@
 """Sums, SiLU and upsampling on all threads are what they are in plain NumPy."""
 
 import hashlib
-from math import erfc
+from math import erfc, exp, pi
 
 import numpy as np
 import pytest
@@ -131,6 +131,17 @@ def test_gelu_is_exact_to_a_few_units_in_the_last_place_also_where_it_is_nearly_
     bound = (4 + x.astype(float).clip(-12.5, 0) ** 2) * 2.0**-23      # of e^(−x²/2): x² is rounded
     assert (np.abs(y - exact) <= bound * np.abs(exact) + 1e-37).all()
     assert np.isnan(elementwise.gelu(np.full(100, np.nan, np.float32))).all()
+
+
+def test_the_slope_of_gelu_is_that_of_its_formula_everywhere():
+    pytest.importorskip("numba")
+    x = np.float32([*np.linspace(-12.5, 12.5, 100_001), 0, 1e-30, -1e-30, -1e20, -3e38, 1e20, 3e38])
+    exact = [erfc(-v / 2**0.5) / 2 + v * exp(-v * v / 2) / (2 * pi) ** 0.5
+             for v in x.astype(float).clip(-40, 40)]
+    with np.errstate(under="ignore", over="ignore"):      # e^(−x²/2) of the largest is 0
+        slope = elementwise.gelu_backward(np.full_like(x, 3), x) / 3
+    np.testing.assert_allclose(slope, exact, rtol=2e-6, atol=2e-7)
+    assert np.isnan(elementwise.gelu_backward(np.ones(100, np.float32), x[:100] * np.nan)).all()
 
 
 def test_upsampled_sizes_are_even():

@@ -1,7 +1,8 @@
 """Sums, SiLU and upsampling of arrays: on all threads where arrays are large, else plain NumPy.
 
     add(x, y) -> x + y                      add_into(x, y) -> x, after x += y
-    mul(x, y) -> x · y                      gelu(x) -> x · Φ(x) of an x that is large
+    mul(x, y) -> x · y
+    gelu(x) -> x · Φ(x), and gelu_backward(dy, x) -> dx, of an x that is large
     silu(x) -> x · σ(x)                     silu_backward(dy, x) -> dx
     upsample2(x) -> y, each pixel of x (N, H, W, C) four times: (N, 2H, 2W, C)
     upsample2_backward(dy) -> dx, the sums of those four
@@ -35,6 +36,11 @@ def mul(x, y):
 
 def gelu(x):
     return threaded().gelu(x)
+
+
+def gelu_backward(dy, x):
+    """d gelu / dx = Φ(x) + x φ(x)"""
+    return threaded().gelu_backward(dy, x)
 
 
 def silu(x):

@@ -5,7 +5,7 @@ memory busy. SiLU counts its own exponentials, WIDTH at a time.
 """
 
 from ..memory import empty
-from ..simd.functions import WIDTH, gelu as gelu_of, sigmoid, silu as silu_of
+from ..simd.functions import WIDTH, gelu as gelu_of, gelu_slope, sigmoid, silu as silu_of
 from ..simd.pool import run
 from ..simd.tasks import Task, task
 from ..simd.vector import fma, load_part, splat, store_part
@@ -23,6 +23,10 @@ def mul(x, y):
 
 def gelu(x):
     return over(gelus, x)
+
+
+def gelu_backward(dy, x):
+    return over(gelu_slopes, dy, x)
 
 
 def silu(x):
@@ -92,8 +96,14 @@ def steep(dy, x):
     return dy * (s * fma(x, splat(1.0) - s, splat(1.0)))
 
 
+def gelu_steep(dy, x):
+    """dy · d gelu/dx"""
+    return dy * gelu_slope(x)
+
+
 sums, products, slopes = of_two("sums", plus), of_two("products", times), of_two("slopes", steep)
 gelus, silus = of_one("gelus", gelu_of), of_one("silus", silu_of)
+gelu_slopes = of_two("gelu_slopes", gelu_steep)
 
 
 @task

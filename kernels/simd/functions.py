@@ -50,12 +50,27 @@ def silu(x):
 
 
 def gelu(x):
-    """x · Φ(x) = max(x, 0) − |x| · Φ(−|x|): exact to a few units in the last place, also far out.
-
-    Φ(−s) = ½ e^(−s²/2) P(t) with t = 1 / (1 + 0.37 s / √2), where P, through its nine numbers, is
-    off by at most 2e-8.  The form is Hastings' (Abramowitz & Stegun 7.1.26).
-    """
+    """x · Φ(x) = max(x, 0) − |x| Φ(−|x|): exact to a few units in the last place, also far out."""
     s = higher(x, splat(0.0) - x)
+    return higher(splat(0.0), x) - s * tail(s, exp(splat(-0.5) * s * s))
+
+
+def gelu_slope(x):
+    """d gelu/dx = Φ(x) + x φ(x), where Φ(x) is Φ(−|x|), or 1 less that where x > 0."""
+    s = higher(x, splat(0.0) - x)
+    e = exp(splat(-0.5) * s * s)
+    below = tail(s, e)
+    right = higher(splat(0.0), lower(splat(1.0), x * splat(1e30)))         # 1 where x > 0, else 0
+    near = higher(splat(-13.0), lower(splat(13.0), x))    # beyond, x φ(x) is nothing
+    return fma(right, splat(1.0) - below - below, below) + splat(0.3989422804014327) * near * e
+
+
+def tail(s, e):
+    """Φ(−s), s ≥ 0, where e = e^(−s²/2).
+
+    ½ e P(t) with t = 1 / (1 + 0.37 s / √2), where P, through its nine numbers, is off by at most
+    2e-8.  The form is Hastings' (Abramowitz & Stegun 7.1.26).
+    """
     t = divide(splat(1.0), fma(s, splat(0.2616295090390226), splat(1.0)))
     p = fma(splat(0.0619226091), t, splat(-0.303270693))
     p = fma(p, t, splat(0.486837103))
@@ -65,8 +80,7 @@ def gelu(x):
     p = fma(p, t, splat(0.206253636))
     p = fma(p, t, splat(0.207429894))
     p = fma(p, t, splat(0.208813741))
-    tail = splat(0.5) * p * t * exp(splat(-0.5) * s * s)
-    return higher(splat(0.0), x) - s * tail
+    return splat(0.5) * p * t * e
 
 
 def zero(x, n):

@@ -4,7 +4,7 @@ from math import erf, exp as exp_, pi, sqrt as sqrt_
 
 import numpy as np
 
-from tinydiff.autograd.tensor import op, recording
+from tinydiff.autograd.tensor import op
 from tinydiff.backend import array_module
 from tinydiff.kernels import elementwise
 
@@ -112,8 +112,9 @@ def relu(x):
 @op
 def gelu(x):
     """x · Φ(x), Φ the normal distribution function"""
-    if not recording() and elementwise.large(x):
-        return elementwise.gelu(x), None
+    if elementwise.large(x):
+        return elementwise.gelu(x), lambda dy: (
+            elementwise.gelu_backward(array_module(x).ascontiguousarray(dy), x),)
     xp = array_module(x)
     phi = 0.5 + 0.5 * error_function(x * sqrt_(0.5))
 
