@@ -17,7 +17,7 @@ from pages import replace_block
 
 from tinydiff import data, images, viz
 from tinydiff.files import write_atomically
-from tinydiff.generate import load_run
+from tinydiff.runs import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 8

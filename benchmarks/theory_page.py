@@ -20,11 +20,11 @@ from pages import replace_block
 from tinydiff import data, images, viz
 from tinydiff.diffusion import Mixture, fixed_large, fixed_small, loss_gap, trailing, vlb
 from tinydiff.files import write_atomically
-from tinydiff.generate import load_run, training_run
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.progress import bar
 from tinydiff.recipe import load_recipe
+from tinydiff.runs import load_run, training_run
 from tinydiff.train import Training
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

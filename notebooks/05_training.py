@@ -30,7 +30,8 @@ import tinydiff as td
 from tinydiff import autograd as ag, data, images, viz
 from tinydiff.demo import PROMPTS
 from tinydiff.diffusion import noise, objective, prediction
-from tinydiff.generate import Run, training_run
+from tinydiff.generate import Run
+from tinydiff.runs import training_run
 from tinydiff.train import Training
 
 FAST = bool(os.environ.get("TINYDIFF_FAST"))

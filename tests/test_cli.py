@@ -121,7 +121,7 @@ def test_sample_passes_every_option_on_and_stores_it_in_the_picture(typed, train
 
 
 def cli_run(folder):
-    from tinydiff.generate import load_run
+    from tinydiff.runs import load_run
     return load_run(folder)
 
 

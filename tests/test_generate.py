@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from story_helpers import answer, few_digits, in_training, randomised, tiny
 
-from tinydiff import __version__, checkpoint, generate, images
+from tinydiff import __version__, checkpoint, images, runs
 from tinydiff.autograd import no_grad
 from tinydiff.data import captions
 from tinydiff.diffusion import Schedule, clipped, ddim, ddpm, image_to_image, noise
-from tinydiff.generate import Run, load_run, training_run
+from tinydiff.generate import Run
 from tinydiff.images import write_pictures
 from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig
 from tinydiff.predictor import denoiser
 from tinydiff.recipe import SAMPLERS, walk
+from tinydiff.runs import load_run, training_run
 
 SEVEN, TWO, EIGHT = "a handwritten seven", "the digit 2", "8"
 
@@ -296,7 +297,7 @@ def test_weights_alone_in_half_precision_draw_the_same_within_its_rounding(tmp_p
 def test_a_shipped_checkpoint_is_found_by_its_name(tmp_path, monkeypatch):
     saved(tmp_path)
     (tmp_path / "checkpoint.safetensors").rename(tmp_path / "mnist.safetensors")
-    monkeypatch.setattr(generate, "SHIPPED", tmp_path)
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path)
     assert load_run("mnist").shape == (8, 8, 1)
     with pytest.raises(FileNotFoundError, match=r"no run 'mnits'.* did you mean 'mnist'"):
         load_run("mnits")
@@ -379,7 +380,8 @@ def test_generate_spells_its_options_out():
 def test_several_prompts_take_a_row_each(tmp_path, prompts, n, rows, columns):
     pytest.importorskip("PIL")
     x = np.arange(prompts * n, dtype=np.float32).reshape(-1, 1, 1, 1) / 100 + np.zeros((8, 6, 1))
-    write_pictures(tmp_path / "a.png", map(images.to_uint8, [0 * x, x]), n, {})
+    write_pictures(tmp_path / "a.png", map(images.to_uint8, [0 * x, x]),
+                   n if n > 1 < prompts else None, {})
     sheet = images.read_image(tmp_path / "a.png")
     assert sheet.shape == (rows * 10 - 2, columns * 8 - 2, 1)
     for k in range(prompts * n):

@@ -12,6 +12,7 @@ from tinydiff.diffusion.objective import (
     error_ratio,
     learned_log_variance,
     log_variance_range,
+    middle,
     p2,
     vlb_weight,
 )
@@ -147,6 +148,29 @@ def test_the_learned_variance_is_linear_in_v_for_arrays_and_tensors_alike(rng):
     lifted.backward(np.ones_like(v))
     low, high = log_variance_range(SCHEDULE, t, t - 1)
     np.testing.assert_allclose(tensor.grad[:, 0, 0], (high - low) / 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.cosine(), Schedule.linear(400),
+                                      Schedule.linear().zero_terminal_snr()])
+def test_middle_times_have_a_logistic_log_sigma(schedule):
+    u = (np.arange(20_000) + 0.5) / 20_000
+    t, weight = middle(schedule, sigma=2.0, spread=0.5)(u)
+    assert weight == 1
+    assert t.dtype == np.int64
+    assert 1 <= t.min()
+    assert t.max() <= schedule.T
+    signal, noise = schedule.levels(t)
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):             # the quantiles of the logistic law
+        expected = np.log(2.0) + 0.5 * np.log(share / (1 - share))
+        row = int(share * 20_000)
+        near = np.log(schedule.sigma(t[row] + 1.0) / schedule.sigma(t[row] - 1.0))
+        assert abs(np.log(noise[row] / signal[row]) - expected) <= near
+
+
+def test_middle_times_can_be_drawn_for_every_u():
+    t, _ = middle(Schedule.cosine(50))(np.array([0.0, 1 - 2.0**-53]))
+    assert (t >= 1).all()
+    assert (t <= 50).all()
 
 
 def full(losses, keep=10):

@@ -134,6 +134,12 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_half_a_cosine():
     assert (np.diff(rate[9:]) < 0).all()
 
 
+def test_a_learning_rate_without_an_end_stays_where_the_warm_up_brought_it():
+    rate = [learning_rate(step, lr=0.2, warmup=10, steps=None) for step in range(1, 50)]
+    np.testing.assert_allclose(rate[:10], 0.02 * np.arange(1, 11))
+    assert set(rate[9:]) == {0.2}
+
+
 def test_the_learning_rate_without_a_warm_up_starts_at_the_top_of_the_cosine():
     assert learning_rate(1, lr=1.0, warmup=0, steps=2) == pytest.approx(0.5)
     assert learning_rate(3, lr=1.0, warmup=3, steps=3) == 1.0

@@ -13,10 +13,10 @@ from tinydiff import checkpoint, data, images, train
 from tinydiff.data import batch_indices
 from tinydiff.diffusion import objective
 from tinydiff.files import append
-from tinydiff.generate import load_run, training_run
 from tinydiff.kernels import LADDERS, use
 from tinydiff.optim import clip_grad, learning_rate
 from tinydiff.report import preview, rehearse
+from tinydiff.runs import load_run, training_run
 from tinydiff.train import COLUMNS, Diverged, Training, fit, keep_rows
 
 

@@ -34,7 +34,8 @@ _HOME = {
                                     "trace", "unipc", "vlb", "within"),
     "tinydiff.predictor":          ("denoiser", "eps_vjp", "grad_log_prob"),
     "tinydiff.recipe":             ("Recipe", "load_recipe"),
-    "tinydiff.generate":           ("Run", "load_run"),
+    "tinydiff.generate":           ("Run",),
+    "tinydiff.runs":               ("load_run",),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -180,6 +180,11 @@ def numbers(bits, dtype):
     return (bits.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else bits
 
 
+def tuples(config):
+    """The values of a dataclass, of whose tuples JSON made lists."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+
+
 def _plain(array):
     """The array on the host, row-major and little-endian; a copy only where it is not."""
     array = to_host(array)

@@ -14,6 +14,8 @@ from tinydiff.commands import (
     Usage,
     do_data,
     do_demo,
+    do_estimate,
+    do_eval,
     do_export,
     do_info,
     do_sample,
@@ -70,6 +72,18 @@ def parser():
 
     ask_for_pictures(command("sample", do_sample, "draw what a trained model makes of a prompt"))
 
+    p = command("eval", do_eval, "measure how good a trained model is")
+    p.add_argument("model", metavar="RUN", help="a run folder, or the name of a shipped checkpoint")
+    p.add_argument("--n", type=positive, default=400, help="pictures at its own guidance (400)")
+    p.add_argument("--seed", type=seed, default=0, help="other pictures and prompts (0)")
+    p.add_argument("--json", action="store_true")
+
+    p = command("estimate", do_estimate, "what training a recipe would cost on this machine")
+    p.add_argument("recipe", help="a shipped name or a TOML file")
+    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
+                   help="change one value of the recipe; repeats")
+    p.add_argument("--json", action="store_true")
+
     p = command("export", do_export, "write a trained model as a diffusers folder")
     p.add_argument("model", metavar="RUN", help="a run folder, or the name of a shipped checkpoint")
     p.add_argument("folder", help="the folder to write; it must not exist yet")
@@ -88,6 +102,9 @@ def ask_for_pictures(p):
     p.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="repeats")
     p.add_argument("--n", type=positive, default=1, help="pictures of each prompt (1)")
     p.add_argument("--seed", type=seed, default=0, help="another seed, another picture (0)")
+    p.add_argument("--between", type=several, metavar="N",
+                   help="N pictures on the way to a second --prompt, or to the noise of --to-seed")
+    p.add_argument("--to-seed", type=seed, metavar="SEED", help="where --between leads from --seed")
     p.add_argument("--sampler", metavar="NAME", help="ddim, ddpm, heun, dpmpp_2m … (the recipe's)")
     p.add_argument("--steps", type=positive, help="of the sampler (the recipe's)")
     p.add_argument("--guidance", type=float, metavar="W", help="1: none; more: nearer the prompt")
@@ -117,7 +134,8 @@ def whole(text, low, high=None):
     return value
 
 
-positive, seed = partial(whole, low=1), partial(whole, low=0, high=2**64 - 1)
+positive, several = partial(whole, low=1), partial(whole, low=2)
+seed = partial(whole, low=0, high=2**64 - 1)
 
 
 def size(text):

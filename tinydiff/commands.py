@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,12 @@ def do_demo(args):
     again = ["demo", "--out", args.out, *["--seed", str(args.seed)] * (args.seed > 0)]
     with resumable(again):
         outcome = run_demo(out, seed=args.seed, stop_at=args.stop_at)
-    return finish(outcome, out, again, PROMPTS[7])
+    return finish(outcome, out, again, ["--prompt", PROMPTS[7]])
 
 
 def do_train(args):
     from tinydiff import data, recipe
+    from tinydiff.autoencoding import AutoencoderTraining
     from tinydiff.report import describe, finish, preview, resumable
     from tinydiff.train import CHECKPOINT, Training, fit
     if args.list:
@@ -38,22 +40,37 @@ def do_train(args):
         on_cpu(args.device)
         plan = recipe.load_recipe(args.recipe).override(args.set)
         out = a_folder(args.out or Path("runs") / Path(args.recipe).stem)
-        checkpoint = out / CHECKPOINT
-        if args.resume and not checkpoint.exists():
-            raise ValueError(f"{checkpoint} does not exist; leave --resume out to start")
-        if checkpoint.exists() and not args.resume:
+        files = [out / CHECKPOINT, out / AutoencoderTraining.file]
+        saved = any(file.exists() for file in files)
+        if args.resume and not saved:
+            raise ValueError(f"{out / CHECKPOINT} does not exist; leave --resume out to start")
+        if saved and not args.resume:
             raise ValueError(f"{out} holds a run already; --resume goes on with it, "
                              "--out names another folder")
-    dataset = data.load(plan.data.name, plan.data.split)
-    with usage():
-        training = Training(plan, dataset)
-    if args.resume:
-        training.load(checkpoint)
-    print(describe(training, out, args.stop_at), flush=True)
+    dataset = data.load(plan.data.name, plan.data.split, plan.data.size)
     again = ["train", args.recipe, "--out", out, *(f"--set={s}" for s in args.set)]
-    with resumable(again, checkpoint):
-        outcome = fit(training, out, stop_at=args.stop_at, preview=preview)
-    return finish(outcome, out, [*again, "--resume"], data.captions(plan.data.name, 7)[0])
+
+    def trained(stage, **options):
+        """The stage, after the steps that are left of it, and how it ended."""
+        if (out / stage.file).exists():
+            stage.load(out / stage.file)
+        print(describe(stage, out, options.get("stop_at")), flush=True)
+        with resumable(again, *files):
+            return fit(stage, out, **options)
+
+    autoencoder, outcome = None, "done"
+    if plan.autoencoder.steps:
+        with usage():
+            stage = AutoencoderTraining(plan, dataset)
+        outcome = trained(stage)
+        autoencoder = stage.finished()
+    if outcome == "done":
+        with usage():
+            training = Training(plan, dataset, autoencoder)
+        outcome = trained(training, stop_at=args.stop_at, preview=preview)
+    asks = ["--prompt", dataset.prompts[7 % len(dataset.prompts)]]
+    asks += ["--init", "SMALL.png"] if plan.upscale.factor > 1 else []
+    return finish(outcome, out, [*again, "--resume"], asks)
 
 
 def do_sample(args):
@@ -67,7 +84,8 @@ def do_sample(args):
         on_cpu(args.device)
         if suffix not in (".png", ".gif", ".webp", ".npy"):
             raise ValueError(f"--out {out}: expected a name that ends in .png, .gif, .webp or .npy")
-    run = open_model(args.model)
+        refuse_way(args)
+    run, prompts, told = open_model(args.model), args.prompt, {}
     own = {key: vars(args)[key]
            for key in "n seed sampler steps guidance negative size strength".split()}
     if args.init:
@@ -75,15 +93,32 @@ def do_sample(args):
     if args.mask:
         own["mask"] = images.with_channels(images.read_image(args.mask), 1) // 128
     batch = args.batch or run.batch
+    if args.between:
+        from tinydiff.variation import along
+        run, prompts = along(run, prompts[-1], args.between, args.to_seed), prompts[:1]
+        own["n"], to_seed = args.between, args.seed if args.to_seed is None else args.to_seed
+        told = {"prompts": args.prompt, "n": 1, "between": args.between, "to_seed": to_seed}
     with usage():
-        asked = run.settings(args.prompt, **own)
-        frames = run.denoise(args.prompt, batch=batch, show=True, **own)
+        asked = run.settings(prompts, **own)
+        frames = run.denoise(prompts, batch=batch, show=True, **own)
     probe(out)
     print(describe_drawing(run, asked, out, batch), flush=True)
-    kept = deque(frames, maxlen=None if suffix in (".gif", ".webp") else 1)
-    images.write_pictures(out, map(run.pixels, kept), args.n, asked)
+    film = suffix in images.FILMS
+    shown = map(run.pixels, deque(frames, maxlen=None if film and not args.between else 1))
+    columns = args.between or (args.n if args.n > 1 < len(prompts) else None)
+    if args.between and film:
+        shown, columns = next(shown)[:, None], 1          # each picture a frame
+    images.write_pictures(out, shown, columns, asked | told)
     again = ["sample", args.model, "--prompt", args.prompt[0], "--seed", args.seed + 1]
     print(f"wrote {out}; another: {as_typed(again)}")
+
+
+def refuse_way(args):
+    """ValueError for what leads nowhere between two pictures."""
+    way, seeds = args.between, args.to_seed is not None
+    if (way or seeds) and not (way and args.n == 1 and 2 - seeds <= len(args.prompt) <= 2):
+        raise ValueError("--between N leads to a second --prompt, or to the noise of --to-seed: "
+                         "expected N with two prompts, or one and --to-seed, and without --n")
 
 
 def open_model(path):
@@ -91,16 +126,45 @@ def open_model(path):
     if (Path(path) / "model_index.json").is_file():
         from tinydiff import pretrained
         return pretrained.load(path)
-    from tinydiff.generate import load_run
+    from tinydiff.runs import load_run
     return load_run(path)
 
 
 def do_export(args):
-    from tinydiff.generate import load_run
     from tinydiff.pretrained.export import export_run
+    from tinydiff.runs import load_run
     run = load_run(args.model)
     with usage():
         print(export_run(run, args.folder))
+
+
+def do_eval(args):
+    from tinydiff.evaluation.quality import GROUP, evaluate, how_many, refuse
+    from tinydiff.evaluation.summary import table
+    from tinydiff.report import describe_drawing
+    from tinydiff.runs import load_run
+    run = load_run(args.model)
+    with usage():
+        refuse(run, args.n)
+    asked = run.settings(["a picture"], n=how_many(run, args.n))
+    print(describe_drawing(run, asked, "a table", GROUP), file=sys.stderr, flush=True)
+    found = evaluate(run, n=args.n, seed=args.seed, show=True)
+    print(json.dumps(found, ensure_ascii=False) if args.json else table(found))
+
+
+def do_estimate(args):
+    from tinydiff.evaluation.estimate import TABLES, cost_of, in_words
+    from tinydiff.parallel import cores
+    from tinydiff.recipe import load_recipe
+    from tinydiff.report import as_typed
+    with usage():
+        plan = load_recipe(args.recipe).override(args.set)
+        seconds = 12 * sum(getattr(plan, table).steps > 0 for table in TABLES.values())
+        print(f"device: cpu × {cores()} · data: {plan.data.name}\nexpected time: about "
+              f"0:{seconds:02} · output: a table", file=sys.stderr, flush=True)
+        found = cost_of(plan)
+    go = as_typed(["train", args.recipe, *(f"--set={s}" for s in args.set)])
+    print(json.dumps(found) if args.json else f"{in_words(found)}; go: {go}")
 
 
 def do_data(args):

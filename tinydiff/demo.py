@@ -7,9 +7,9 @@ from pathlib import Path
 from tinydiff import data, images
 from tinydiff.data.mnist import DIGITS as WORDS
 from tinydiff.files import write_atomically
-from tinydiff.generate import training_run
 from tinydiff.recipe import load_recipe
 from tinydiff.report import describe, distance_from_best, preview
+from tinydiff.runs import training_run
 from tinydiff.train import CHECKPOINT, Training, fit
 
 PROMPTS = [data.captions("digits", digit)[0] for digit in range(len(WORDS))]

@@ -7,40 +7,45 @@ A picture depends on (prompt, seed, index within its prompt) and on nothing else
 """
 
 from collections import deque
-from difflib import get_close_matches
-from hashlib import sha256
-from math import isfinite
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 
-from tinydiff import checkpoint, images
+from tinydiff import images
 from tinydiff._version import __version__
-from tinydiff.autograd import no_grad
+from tinydiff.asking import editing, is_whole, refuse_drawing
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.editing import inpainted, strength_nodes
 from tinydiff.diffusion.guidance import clipped, guided
-from tinydiff.diffusion.schedule import Schedule
-from tinydiff.models import TextToImage
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.progress import bar
-from tinydiff.recipe import SAMPLERS, Recipe, nearest, walk
+from tinydiff.recipe import walk
+from tinydiff.tables import SAMPLERS, nearest
 
-SHIPPED = Path(__file__).parent / "weights"
+OPTIONS = "prompts n seed steps guidance sampler negative size".split()
 
 
 class Run:
-    """A trained model with all that is needed to draw: schedule, recipe, size of its pictures."""
+    """A trained model with all that is needed to draw: schedule, recipe, size of its pictures.
+
+    With an Autoencoder x_t are latents, which `pixels` decodes.
+    """
 
     batch = 64                                            # pictures that are drawn at a time
 
-    def __init__(self, model, schedule, recipe, shape, name):
+    def __init__(self, model, schedule, recipe, shape, name, autoencoder=None):
         self.model, self.schedule, self.recipe = model, schedule, recipe
         self.shape, self.name = tuple(shape), name        # shape (H, W, C)
-        self.factor = model.unet.config.patch             # sizes are multiples of it, in pixels
-        self.own = recipe.sample                          # how to draw unless told otherwise
+        self.own, self.tokenizer = recipe.sample, model.tokenizer     # how to draw unless told
+        self.made_of(model.unet, autoencoder, self.shape[2])
+
+    def made_of(self, unet, autoencoder, channels):
+        """Remember what draws, and what follows for sizes. channels: of x_t where it is pixels."""
+        self.unet, self.autoencoder = unet, autoencoder
+        self.smaller = autoencoder.config.factor if autoencoder else 1    # pixels a side of x_t's
+        self.factor = unet.config.patch * self.smaller    # sizes are multiples of it, in pixels
+        self.channels = autoencoder.config.latent if autoencoder else channels
 
     def generate(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
                  negative="", size=None, init=None, mask=None, strength=None, batch=64, show=False):
@@ -68,20 +73,23 @@ class Run:
         sampler, times, std = self.walk(**asked)
         known, paint = self.given(init, mask)
         shape = self.shape_of(asked["size"])
-        words = self.contexts([*prompts, asked["negative"]])              # (prompts + 1, L, D)
-        prompt, index = np.divmod(np.arange(len(prompts) * n), n)         # index within its prompt
+        cond, uncond = self.heard(prompts, n), self.contexts([asked["negative"]])    # (…, L, D)
+        index = np.tile(np.arange(n), len(prompts))                       # within its prompt
+        if known is not None:
+            known = np.broadcast_to(known, (len(index), *known.shape[1:]))
 
         def drawn(part):
             """x_T, then x_t after each step, of the pictures in this slice."""
-            x_T = noise.batch(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, H, W, C)
-            x_T = (std * x_T if init is None else
-                   self.schedule.q_sample(np.repeat(known, len(x_T), axis=0), times[0], x_T))
+            here = None if known is None else known[part]
+            x_T = self.normal(seed, index[part], 0, shape, purpose=noise.X_T)    # (N, h, w, C)
+            x_T = self.start(x_T, here, times[0], std)
             yield x_T
-            predict = self.predictor(words[prompt[part]], words[np.full(len(x_T), -1)], **asked)
+            predict = self.predictor(cond[part], uncond.repeat(len(x_T), axis=0),
+                                     known=here, index=index[part], **asked)
             if mask is not None:
-                predict = inpainted(predict, self.schedule, known=known, mask=paint)
+                predict = inpainted(predict, self.schedule, known=here, mask=paint)
             yield from sampler(predict, x_T, self.schedule, timesteps=times,
-                               noise=noise.stream(seed, index[part], shape))
+                               noise=noise.stream(seed, index[part], shape, draw=self.normal))
 
         return frames([drawn(part) for part in parts(len(index), batch)], len(times) - 1, show)
 
@@ -96,25 +104,22 @@ class Run:
         steps = own.steps if steps is None else steps
         w = own.guidance if guidance is None else guidance
         size = (self.shape if init is None else np.shape(init))[:2] if size is None else size
-        for value, fits, wanted in (
-                (steps,    is_whole(steps, 0),                  "a whole number of steps"),
-                (prompts,  are_texts(prompts),                  "a list of prompts"),
-                (n,        is_whole(n, 1),                      "n of at least 1"),
-                (seed,     is_whole(seed, 0) and seed < 2**64,  "seed from 0 to 2⁶⁴ − 1"),
-                (w,        isinstance(w, Real) and isfinite(w), "a finite guidance"),
-                (negative, isinstance(negative, str),           "negative as a text"),
-                (sampler,  isinstance(sampler, str),            "the name of a sampler"),
-                (size,     is_pair(size, self.factor), f"size (H, W) in multiples of {self.factor}")
-        ):
-            if not fits:
-                raise ValueError(f"generate: expected {wanted}, got {value!r}")
+        refuse_drawing(prompts, n, seed, steps, sampler, w, negative, size, self.factor)
         size = [int(side) for side in size]
         asked = {"tinydiff": __version__, "model": Path(self.name).resolve().name,
                  "prompts": list(prompts), "n": int(n), "seed": int(seed), "sampler": sampler,
                  "steps": int(steps), "guidance": float(w), "negative": negative, "size": size}
         asked |= editing(init, mask, strength, (*size, self.shape[2]))
         self.walk(**asked)
+        if self.tokenizer is None and (any(prompts) or negative or asked["guidance"] != 1):
+            raise ValueError(f"{self.name} draws without prompts: leave prompts, negative and "
+                             "guidance out")
         return asked
+
+    def stages(self, asked):
+        """Who draws what `settings` told, in how many steps, with which options of `denoise`."""
+        yield self, len(self.walk(**asked)[1]) - 1, {
+            key: asked[key] for key in OPTIONS if key in asked}
 
     def walk(self, sampler, steps, strength=None, **_):
         """The sampler of a name, its times, which start at strength · T if given, and x_T's std."""
@@ -124,60 +129,58 @@ class Run:
             times = strength_nodes(self.schedule, strength, steps)
         return SAMPLERS[sampler], times, self.schedule.start_std(times[0])
 
+    def start(self, z, known, t, std):
+        """Where sampling begins at t, from standard normal z: noise, or what is known, noised."""
+        return std * z if known is None else self.schedule.q_sample(known, t, z)
+
     def predictor(self, cond, uncond, guidance, **_):
         """A predictor in two contexts (N, L, D), guided away from the second."""
-        predict = guided(denoiser(self.model.unet, self.schedule, cond),
-                         denoiser(self.model.unet, self.schedule, uncond), guidance)
+        return self.guided(self.unet, cond, uncond, guidance)
+
+    def guided(self, unet, cond, uncond, guidance):
+        predict = guided(*(denoiser(unet, self.schedule, context if context.size else None)
+                           for context in (cond, uncond)), guidance)
         return clipped(predict, self.schedule) if self.own.clip else predict
+
+    def heard(self, prompts, n):
+        """What is heard while each picture is drawn: the context of its prompt (N, L, D)."""
+        return self.contexts(prompts).repeat(n, axis=0)
+
+    def normal(self, seed, index, step, shape, dtype=np.float32, *, purpose):
+        """The noise of pictures of these indices, `noise.batch` -> (N, *shape)"""
+        return noise.batch(seed, index, step, shape, dtype, purpose=purpose)
 
     def shape_of(self, size):
         """The shape of x_t of a picture of `size` (H, W)."""
-        return *size, self.shape[2]
+        H, W = (side // self.smaller for side in size)
+        return H, W, self.channels
 
     def given(self, init, mask):
-        """What is known of x0, and where to paint it (0 to 1), as x_t: (1, …) each, or None."""
-        return (None if init is None else images.to_float(init[None]),
-                None if mask is None else (mask[None] > 0).astype(np.float32))
+        """What is known of x0, and where to paint it (0 to 1), as x_t: (1, …) each, or None.
+
+        A number of a latent is painted where any pixel under it is to be.
+        """
+        known = None if init is None else images.to_float(init.reshape(-1, *init.shape[-3:]))
+        if known is not None and self.autoencoder:
+            with one_blas_thread():
+                known = self.autoencoder.latents(known)
+        if mask is None:
+            return known, None
+        f, (H, W, _) = self.smaller, mask.shape
+        paint = (mask > 0).reshape(1, H // f, f, W // f, f, 1).max(axis=(2, 4))
+        return known, paint.astype(np.float32)
 
     def pixels(self, x_t):
         """A frame x_t as uint8 (N, H, W, C)."""
+        if self.autoencoder:
+            with one_blas_thread():
+                x_t = self.autoencoder.pictures(x_t)      # LDM §3.1
         return images.to_uint8(x_t)
 
     def contexts(self, texts):
         """The text encoder's answer (N, L, D), each text read apart: none sways another."""
-        with no_grad(), one_blas_thread():
-            return np.concatenate([self.model.text_encoder(self.model.tokenizer.encode([text])).data
-                                   for text in texts])
-
-
-def is_whole(value, least):
-    return isinstance(value, Integral) and value >= least
-
-
-def are_texts(value):
-    return isinstance(value, (list, tuple)) and value and all(isinstance(t, str) for t in value)
-
-
-def is_pair(value, patch):
-    return (isinstance(value, (list, tuple)) and len(value) == 2
-            and all(is_whole(side, 1) and side % patch == 0 for side in value))
-
-
-def editing(init, mask, strength, shape):
-    """What settings tell of the picture that is changed, if any; ValueError where it cannot be."""
-    if init is None:
-        if mask is not None or strength is not None:
-            raise ValueError("generate: a mask or a strength needs init, the picture to change")
-        return {}
-    for name, picture, wanted in ("init", init, shape), ("mask", mask, (*shape[:2], 1)):
-        if picture is not None and (np.shape(picture), getattr(picture, "dtype", None)) != \
-                (wanted, np.uint8):
-            raise ValueError(f"generate: expected {name} uint8 {wanted}, got "
-                             f"{getattr(picture, 'dtype', type(picture).__name__)} "
-                             f"{np.shape(picture)}")
-    told = {name: sha256(picture.tobytes()).hexdigest() for name, picture
-            in (("init", init), ("mask", mask)) if picture is not None}
-    return {**told, "strength": (0.8 if mask is None else 1.0) if strength is None else strength}
+        with one_blas_thread():
+            return self.model.contexts(texts)
 
 
 def frames(walks, steps, show):
@@ -199,46 +202,3 @@ def together(walks):
 def parts(N, batch):
     """Slices of at most `batch` pictures."""
     return [slice(start, start + batch) for start in range(0, N, batch)]
-
-
-def load_run(path):
-    """A Run from a run folder, a checkpoint file, or the name of a shipped checkpoint.
-
-    Raises FileNotFoundError naming the nearest shipped one, ValueError for a damaged file.
-    """
-    file = find(path)
-    arrays, config = checkpoint.load(file)
-    if not {"model", "schedule", "recipe", "shape"} <= config.keys():
-        raise ValueError(f"{file} is no checkpoint of a tinydiff run: it names no model")
-    model = TextToImage.from_config(config["model"], rng=np.random.default_rng(0))
-    model.load({name.removeprefix("ema/"): array for name, array in arrays.items()
-                if name.startswith("ema/")})
-    return Run(model, Schedule.named(**config["schedule"]), Recipe.parse(config["recipe"]),
-               config["shape"], str(path))
-
-
-def find(path):
-    """The checkpoint file that `path` means."""
-    folder = Path(path)
-    if folder.is_file():
-        return folder
-    if (folder / "checkpoint.safetensors").is_file():
-        return folder / "checkpoint.safetensors"
-    if folder.is_dir():
-        raise FileNotFoundError(f"{path} holds neither checkpoint.safetensors nor "
-                                "model_index.json; train it first, tinydiff train RECIPE --out "
-                                f"{path}, or name a whole diffusers folder")
-    names = {file.stem: file for file in SHIPPED.glob("*.safetensors")}
-    if str(path) not in names:
-        guess = get_close_matches(str(path), names, n=1, cutoff=0)
-        known = f"one of {', '.join(sorted(names))}" if names else "a run folder"
-        raise FileNotFoundError(f"no run {str(path)!r}: expected a run folder or {known}"
-                                + (f"; did you mean {guess[0]!r}?" if guess else ""))
-    return names[str(path)]
-
-
-def training_run(training, name):
-    """A Run of what `training` has learned so far: the running mean of its weights."""
-    model = TextToImage.from_config(training.model.config(), rng=np.random.default_rng(0))
-    model.load(training.flat.views(training.ema.data))
-    return Run(model, training.schedule, training.recipe, training.dataset.images.shape[1:], name)

@@ -92,7 +92,7 @@ def read_image(path):
 
     Raises FileNotFoundError, or ValueError for a file that is not a whole picture.
     """
-    Image, ImageOps = _pillow("reading a picture")
+    Image, ImageOps = pillow("reading a picture")
     data = Path(path).read_bytes()
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -118,7 +118,7 @@ def write_film(path, frames, seconds_per_frame=0.08, seconds_of_last=1.5):
     suffix = Path(path).suffix.lower()
     if suffix not in FILMS:
         raise ValueError(f"write_film: expected a name that ends in .gif or .webp, got {path}")
-    Image, _ = _pillow("writing a film")
+    Image, _ = pillow("writing a film")
     frames = [_picture("write_film", frame) for frame in frames]
     pictures = [Image.fromarray(f[:, :, 0] if f.shape[2] == 1 else f) for f in frames]
     if len({picture.size for picture in pictures}) != 1:
@@ -132,17 +132,16 @@ def write_film(path, frames, seconds_per_frame=0.08, seconds_of_last=1.5):
                          duration=milliseconds, **exact)
 
 
-def write_pictures(path, frames, n, provenance):
+def write_pictures(path, frames, columns, provenance):
     """The last of the frames, uint8 (N, H, W, C), as .npy or .png, or all as a film, .gif or .webp.
 
-    Several pictures make a grid, with n > 1 of several prompts one row a prompt.
+    Several pictures make a grid, with so many columns or, for None, a square one.
     """
     frames, suffix = list(frames), path.suffix.lower()
     if suffix == ".npy":
         memory = io.BytesIO()                             # into a file, np.save hides a full disk
         np.save(memory, frames[-1])
         return write_atomically(path, memory.getvalue())
-    columns = n if 1 < n < len(frames[-1]) else None
     sheets = [grid(frame, columns) for frame in frames]
     if suffix == ".png":
         write_png(path, sheets[-1], provenance)
@@ -157,7 +156,7 @@ def _picture(who, image):
     return image
 
 
-def _pillow(purpose):
+def pillow(purpose):
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:

@@ -93,7 +93,12 @@ def clip_grad(flat, largest):
 
 
 def learning_rate(step, *, lr, warmup, steps):
-    """lr at step 1 … steps: rises over `warmup` steps, then falls to 0 along half a cosine."""
+    """lr at step 1 … steps: rises over `warmup` steps, then falls to 0 along half a cosine.
+
+    Where steps is None there is no end to fall to, and it stays.
+    """
     if step <= warmup:
         return lr * step / warmup
+    if steps is None:
+        return lr
     return lr * 0.5 * (1 + cos(pi * (step - warmup) / max(1, steps - warmup)))

@@ -4,109 +4,34 @@ import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
 
-from tinydiff import criterion
-from tinydiff.data import check_name
-from tinydiff.diffusion import Schedule, min_snr, p2, samplers, spacing, unweighted
-from tinydiff.models import TextEncoderConfig, UNetConfig
+from tinydiff.diffusion import Schedule
+from tinydiff.models import UNetConfig
+from tinydiff.tables import (
+    SAMPLERS,
+    SPACINGS,
+    AutoencoderTable,
+    DataTable,
+    DiffusionTable,
+    SampleTable,
+    TextTable,
+    TrainTable,
+    UpscaleTable,
+    nearest,
+)
 
 SHIPPED  = Path(__file__).parent / "recipes"
-WEIGHTS  = {"unweighted": unweighted, "min_snr": min_snr, "p2": p2}
-LOSSES   = {"simple": criterion.simple, "hybrid": criterion.hybrid, "vlb": criterion.vlb}
-SAMPLERS = {name: getattr(samplers, name) for name in (
-    "ddim ddpm euler euler_ancestral heun edm dpmpp_1s dpmpp_2m dpmpp_2m_sde dpmpp_3m pndm unipc "
-    "lcm flow_euler flow_heun").split()}
-SPACINGS = {name: getattr(spacing, name) for name in (
-    "trailing linspace leading quadratic karras").split()}
 OWN_SPACING = {"heun": "karras", "edm": "karras", "pndm": "karras"}    # they walk in σ
 KINDS    = {bool: "true or false", int: "a whole number from {}", float: "a number",
             str: "a word", tuple: "a list of whole numbers from {}"}
-FOLLOWS  = {"channels": 1, "context_width": None, "classes": None,      # from data, text
-            "learned_variance": False}                                 # and from diffusion.loss
-MAY_BE_ZERO = {"attend", "depth", "frequency_shift", "middle", "sample_every", "seed", "t_first",
-               "transformer", "warmup"}
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """[data]: which pictures."""
-
-    name:  str  = "digits"       # a data set of tinydiff.data
-    split: str  = "train"        # its part
-    flip:  bool = False          # mirror every other picture, left to right
-
-    def __post_init__(self):
-        check_name(self.name)
-
-
-@dataclass(frozen=True)
-class DiffusionTable:
-    """[diffusion]: how they drown in noise."""
-
-    schedule: str  = "cosine"     # a constructor of Schedule: linear, cosine, karras, flow, …
-    T:        int  = 1000         # steps of the chain
-    zero_snr: bool = False        # bent to end without signal; then predict v or x0
-    loss:     str  = "simple"     # or hybrid or vlb, which learn the variance too (iDDPM)
-    weight:   str  = "unweighted" # of the simple loss at each t: unweighted, min_snr or p2
-
-    def __post_init__(self):
-        nearest(self.loss, LOSSES, "loss")
-        nearest(self.weight, WEIGHTS, "weight of the loss")
-        if self.loss == "vlb" and self.weight != "unweighted":
-            raise ValueError(f"recipe: diffusion.weight = {self.weight} changes the simple loss, "
-                             "but diffusion.loss = vlb has none; leave it out")
-
-
-@dataclass(frozen=True)
-class TrainTable:
-    """[train]: how the network learns to undo it."""
-
-    steps:        int   = 600    # optimizer steps in all
-    batch:        int   = 64     # images a step
-    lr:           float = 2e-3   # largest learning rate, reached after `warmup` steps
-    warmup:       int   = 50     # steps; then half a cosine down to 0
-    clip:         float = 1.0    # largest norm of the gradient
-    decay:        float = 0.0    # weight decay
-    ema:          float = 0.99   # decay of the running mean of the weights, which is what is kept
-    plain:        float = 0.5    # share of captions in their first, plainest wording
-    drop:         float = 0.1    # share of captions left out, for guidance
-    seed:         int   = 0      # of everything random in the run
-    save_every:   int   = 500    # steps between checkpoints
-    sample_every: int   = 0      # steps between previews in samples/; 0: none
-
-    def __post_init__(self):
-        for name, fits, wanted in (("lr",    0 < self.lr < inf,      "above 0 and finite"),
-                                   ("clip",  self.clip > 0,          "above 0"),
-                                   ("decay", 0 <= self.decay < inf,  "of at least 0 and finite"),
-                                   ("ema",   0 <= self.ema < 1,      "from 0 to below 1"),
-                                   ("plain", 0 <= self.plain <= 1,   "from 0 to 1"),
-                                   ("drop",  0 <= self.drop <= 1,    "from 0 to 1"),
-                                   ("seed",  0 <= self.seed < 2**64, "from 0 to below 2⁶⁴")):
-            if not fits:
-                raise ValueError(f"recipe: train.{name} expects a number {wanted}, "
-                                 f"got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """[sample]: how pictures are drawn from it."""
-
-    sampler:  str   = "ddim"     # one of diffusion.samplers
-    steps:    int   = 50         # of the sampler
-    spacing:  str   = "own"      # of their times: the sampler's own, or one of diffusion.spacing
-    guidance: float = 3.0        # w: 1 none, above 1 closer to the prompt
-    clip:     bool  = True       # keep the estimate of x0 in [-1, 1]
-
-    def __post_init__(self):
-        nearest(self.sampler, SAMPLERS, "sampler")
-        nearest(self.spacing, ["own", *SPACINGS], "spacing")
-        if not isfinite(self.guidance):
-            raise ValueError(f"recipe: sample.guidance expects a finite number, "
-                             f"got {self.guidance}")
+FOLLOWS  = {"channels": 1, "outputs": None, "context_width": None, "classes": None,
+            "learned_variance": False}                    # from data, text and diffusion.loss
+MAY_BE_ZERO = {"attend", "autoencoder.steps", "adversarial_from", "codes", "depth",
+               "frequency_shift", "middle", "sample_every", "seed", "t_first", "transformer",
+               "warmup"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +39,9 @@ class Recipe:
     """One table a part. What of [model] follows from data and text is left out."""
 
     data:      DataTable         = field(default_factory=DataTable)
-    text:      TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text:      TextTable         = field(default_factory=TextTable)
+    autoencoder: AutoencoderTable = field(default_factory=AutoencoderTable)
+    upscale:   UpscaleTable      = field(default_factory=UpscaleTable)
     model:     UNetConfig        = field(default_factory=UNetConfig)
     diffusion: DiffusionTable    = field(default_factory=DiffusionTable)
     train:     TrainTable        = field(default_factory=TrainTable)
@@ -126,6 +53,9 @@ class Recipe:
         if self.model.predicts == "eps" and schedule.signal(schedule.T) == 0:
             raise ValueError("recipe: the schedule ends without signal, where eps says nothing "
                              'about x0; set model.predicts to "v" or "x0"')
+        if self.autoencoder.steps and (self.sample.clip or self.upscale.factor > 1):
+            raise ValueError("recipe: with an [autoencoder] latents are diffused, which nothing "
+                             "keeps in [-1, 1]; set sample.clip = false and leave [upscale] out")
         for key, default in FOLLOWS.items():
             if getattr(self.model, key) != default:
                 source = "diffusion.loss" if key == "learned_variance" else "data and text"
@@ -224,17 +154,9 @@ def walk(schedule, sampler, steps, spaced):
     return times
 
 
-def nearest(name, known, what):
-    """Raise ValueError unless `name` is known, with the nearest name that is."""
-    if name not in known:
-        guess = get_close_matches(name, known, n=1, cutoff=0)
-        raise ValueError(f"there is no {what} called {name!r}; did you mean {guess[0]!r}? "
-                         f"There are {', '.join(sorted(known))}")
-
-
 def typed(path, value, kind):
     """`value` as the type of the field's default; ValueError where it is of another."""
-    least = 0 if path.partition(".")[2] in MAY_BE_ZERO else 1
+    least = 0 if {path, path.partition(".")[2]} & MAY_BE_ZERO else 1
     if kind is float and type(value) is int:
         value = float(value)
     if kind is tuple and isinstance(value, list):

@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from tinydiff import data, images
+from tinydiff import images
 from tinydiff.diffusion import ideal_predictor, loss_gap
-from tinydiff.generate import training_run
 from tinydiff.parallel import cores, one_blas_thread
 from tinydiff.predictor import denoiser
+from tinydiff.runs import training_run
 
 
 def describe(training, out, stop_at=None):
     """What is about to happen, and how long it takes here: a rehearsed step times those left."""
-    t, done = training.recipe.train, training.steps_done
+    t, done = training.plan, training.steps_done
     left = max(0, min(t.steps, stop_at or t.steps) - done)
     seconds = left and left * min(rehearse(training) for _ in range(2))
     return (f"device: cpu × {cores()} · data: {training.dataset.source}\n"
@@ -25,12 +25,12 @@ def describe(training, out, stop_at=None):
 
 
 def describe_drawing(run, asked, out, batch):
-    """The same for pictures with the settings `asked`: a rehearsed step times all steps."""
-    steps = len(run.walk(**asked)[1]) - 1
+    """The same for pictures with the settings `asked`: a rehearsed step of each stage times all."""
+    seconds = sum(steps * rehearse_drawing(stage, batch, options)
+                  for stage, steps, options in run.stages(asked))
     return (f"device: cpu × {cores()} · model: {run.name} · "
             f"pictures: {len(asked['prompts']) * asked['n']}\n"
-            f"expected time: about {clock(steps * rehearse_drawing(run, asked, batch))} · "
-            f"output: {out}")
+            f"expected time: about {clock(seconds)} · output: {out}")
 
 
 def rehearse(training):
@@ -40,10 +40,9 @@ def rehearse(training):
     return time.perf_counter() - started
 
 
-def rehearse_drawing(run, asked, batch):
+def rehearse_drawing(run, batch, options):
     """Seconds of one step of drawing."""
-    options = {key: asked[key] for key in "n seed steps guidance sampler negative size".split()}
-    frames = run.denoise(asked["prompts"], batch=batch, **options)
+    frames = run.denoise(batch=batch, **options)
     next(frames)                                          # x_T
     started = time.perf_counter()
     next(frames)
@@ -63,11 +62,10 @@ def distance_from_best(training, times, n=64):
 
 
 def preview(training, path):
-    """One picture of each class, in few steps, from the weights of the moment."""
-    prompts = [data.captions(training.recipe.data.name, label)[0]
-               for label in range(len(training.dataset.classes))]
-    run = training_run(training, path.stem)
-    images.write_png(path, images.grid(run.generate(prompts, steps=min(10, run.schedule.T))))
+    """One picture of each prompt, in few steps, from the weights of the moment."""
+    run, prompts = training_run(training, path.stem), training.dataset.prompts
+    images.write_png(path, images.grid(run.generate(list(prompts), steps=min(10, run.schedule.T),
+                                                    **training.example())))
 
 
 def clock(seconds):
@@ -78,20 +76,20 @@ def clock(seconds):
 
 
 @contextmanager
-def resumable(again, checkpoint=None):
+def resumable(again, *files):
     """The second Ctrl-C in this block, which saves nothing, tells how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        saved = ["--resume"] if checkpoint and checkpoint.exists() else []
+        saved = ["--resume"] if any(file.exists() for file in files) else []
         raise KeyboardInterrupt("interrupted; the steps since the last save are lost; go on with: "
                                 + as_typed([*again, *saved])) from None
 
 
-def finish(outcome, out, again, prompt):
+def finish(outcome, out, again, asks):
     """Say what to type next; the exit code of how training ended."""
     if outcome == "done":
-        print(f"done: {out}; now: {as_typed(['sample', out, '--prompt', prompt])}")
+        print(f"done: {out}; now: {as_typed(['sample', out, *asks])}")
         return 0
     print(f"{outcome}, and saved in {out}; go on with: {as_typed(again)}")
     return 130 if outcome == "interrupted" else 0

@@ -11,7 +11,8 @@ nothing else.
 import re
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict
+from functools import lru_cache, partial
 from math import isfinite
 from pathlib import Path
 
@@ -19,16 +20,18 @@ import numpy as np
 
 from tinydiff import checkpoint, images
 from tinydiff.autograd.blame import first_bad
-from tinydiff.data import batch_indices, captions
 from tinydiff.diffusion import noise, objective
 from tinydiff.files import append, write_atomically
-from tinydiff.models import TextToImage, Tokenizer
+from tinydiff.frozen_text import model_of
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import as_heard
 from tinydiff.progress import bar, interruptible
-from tinydiff.recipe import LOSSES, WEIGHTS, Recipe
+from tinydiff.recipe import Recipe
+from tinydiff.tables import LOSSES, TIMES, WEIGHTS
+from tinydiff.upscale import shrunk, smaller
 
+MEMORY = 1 << 28                                          # bytes for captions once read
 ADVICE = "train into another folder with a smaller train.lr"
 CHECKPOINT = "checkpoint.safetensors"
 COLUMNS = "step,loss,lr,grad_norm,images_per_s,seconds"
@@ -41,28 +44,27 @@ class Diverged(ArithmeticError):
 class Training:
     """A model in the making, with all that its next step depends on.
 
-    steps_done counts the optimizer steps behind it.
+    steps_done counts the optimizer steps behind it. With an Autoencoder, trained before and left
+    alone, x0 are its latents.  LDM Eq. 2
     """
 
-    def __init__(self, recipe, dataset):
-        self.recipe, self.dataset = recipe, dataset
-        self.schedule = recipe.schedule()
-        texts = [captions(recipe.data.name, label) for label in range(len(dataset.classes))]
-        tokenizer = Tokenizer.learn([text for label in texts for text in label],
-                                    recipe.text.vocabulary, recipe.text.length)
-        self.tokens = [tokenizer.encode(label) for label in texts]    # one (captions, L) a class
-        self.empty = tokenizer.encode([""])[0]                        # (L,)
-        self.model = TextToImage(
-            tokenizer, replace(recipe.text, vocabulary=tokenizer.size),
-            replace(recipe.model, channels=dataset.images.shape[-1],
-                    context_width=recipe.text.width,
-                    learned_variance=recipe.diffusion.loss != "simple"),
-            rng=np.random.default_rng(recipe.train.seed))
+    file, log, what = CHECKPOINT, "metrics.csv", "train"
+
+    def __init__(self, recipe, dataset, autoencoder=None):
+        self.recipe, self.dataset, self.autoencoder = recipe, dataset, autoencoder
+        self.plan, self.schedule = recipe.train, recipe.schedule()
+        self.model = model_of(recipe, dataset,
+                              autoencoder.config.latent if autoencoder else dataset.shape[-1])
+        kept = min(1 << 16, MEMORY // max(self.model.read("").nbytes, 1))
+        self.ids = lru_cache(kept)(partial(self.model.read, cut=True))          # (L,) or (L, D)
         self.flat = Flat(self.model.parameters())
         self.ema = EMA(self.flat, decay=recipe.train.ema)
-        self.optimizer = AdamW(self.flat, decay=recipe.train.decay, ema=self.ema)
+        self.optimizer = AdamW(self.flat, beta2=recipe.train.beta2, decay=recipe.train.decay,
+                               ema=self.ema)
         self.moments = (objective.SecondMoments(self.schedule.T)  # t is drawn where L_vlb is large
                         if recipe.diffusion.loss == "vlb" else None)
+        self.times = self.moments.draw if self.moments else TIMES[recipe.diffusion.times](
+            self.schedule)
         self.steps_done = 0
 
     @np.errstate(all="ignore")                            # a lost number is found and named
@@ -77,7 +79,7 @@ class Training:
         if not isfinite(norm):
             raise Diverged(f"the gradient of step {step} is {norm}, "
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
-        lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=t.steps)
+        lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=None if t.constant else t.steps)
         self.optimizer.step(lr, step)
         if self.moments:
             self.moments.update(*self.terms)
@@ -90,11 +92,13 @@ class Training:
         """Put the gradient of step 1, 2, … into `flat.grad`; return the loss."""
         x0, ids = self.batch(step)
         recipe, config, seed = self.recipe, self.model.unet.config, self.recipe.train.seed
+        given = smaller(x0, recipe.upscale, self.schedule, seed, step)    # or None
+        x0 = self.autoencoder.latents(x0) if self.autoencoder else x0     # LDM Eq. 2
         draw = objective.draw(self.schedule, x0, config.predicts, seed=seed, step=step,
                               weigh=WEIGHTS[recipe.diffusion.weight],
-                              times=self.moments and self.moments.draw)
-        said = self.model(*as_heard(self.model.unet, self.schedule, draw.x_t, draw.t), ids,
-                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))   # LDM Eq. 3
+                              times=self.times)
+        said = self.model(*as_heard(self.model.unet, self.schedule, draw.x_t, draw.t), ids, given,
+                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))    # LDM Eq. 3
         loss, bits = LOSSES[recipe.diffusion.loss](said, draw, x0, self.schedule, config.predicts)
         self.terms = draw.t, bits                         # of L_vlb, should the step be taken
         if not isfinite(loss.item()):
@@ -107,18 +111,24 @@ class Training:
     def batch(self, step):
         """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""
         t = self.recipe.train
-        index = batch_indices(len(self.dataset.images), t.batch, step - 1, t.seed)
-        x0 = images.to_float(self.dataset.images[index])
         rng = noise.generator(t.seed, step, purpose=noise.CAPTION)
-        plain = rng.random(len(x0)) < t.plain
-        ids = np.stack([self.tokens[label][0] if first else rng.choice(self.tokens[label])
-                        for label, first in zip(self.dataset.labels[index], plain, strict=True)])
+        pictures, texts = self.dataset.batch(t.batch, step - 1, t.seed, t.plain, rng)
+        x0, ids = images.to_float(pictures), np.stack([self.ids(text) for text in texts])
         # CFG Alg. 1, line 3
-        ids[rng.random(len(ids)) < t.drop] = self.empty           # so that it can draw unprompted
+        ids[rng.random(len(ids)) < t.drop] = self.ids("")         # so that it can draw unprompted
         if self.recipe.data.flip:
             mirrored = rng.random(len(x0)) < 0.5
             x0[mirrored] = x0[mirrored, :, ::-1]
         return x0, ids
+
+    def example(self):
+        """Options of `Run.generate` without which this model draws nothing, for previews."""
+        if self.recipe.upscale.factor == 1:
+            return {}
+        rng = noise.generator(self.plan.seed, 0, purpose=noise.CAPTION)
+        pictures, _ = self.dataset.batch(1, 0, self.plan.seed, 1.0, rng)
+        small = shrunk(images.to_float(pictures), self.recipe.upscale.factor)
+        return {"init": images.to_uint8(small)[0]}
 
     def state(self):
         """{path: array}: all the numbers that the next step depends on, and the running mean."""
@@ -138,9 +148,14 @@ class Training:
         for name, array in state.items():
             if not np.isfinite(array).all():
                 raise Diverged(f"step {self.steps_done} lost a number in {name}; {ADVICE}")
-        checkpoint.save(path, state, {
+        latents = {}
+        if self.autoencoder:
+            latents = {"autoencoder": asdict(self.autoencoder.config)}
+            state |= {f"autoencoder/{name}": p.data
+                      for name, p in self.autoencoder.parameters().items()}
+        checkpoint.save(path, state, latents | {
             "recipe": self.recipe.toml(), "model": self.model.config(),
-            "schedule": self.schedule.config, "shape": list(self.dataset.images.shape[1:]),
+            "schedule": self.schedule.config, "shape": list(self.dataset.shape),
             "step": self.steps_done})
 
     def load(self, path):
@@ -154,9 +169,13 @@ class Training:
                 raise ValueError(f"{path} was trained with {key} = {theirs[key]}, the recipe now "
                                  f"says {now}; resume with the same recipe or train into another "
                                  "folder")
+        heard = config["model"].get("reader") == self.model.config().get("reader")
         state = self.state()
-        if shapes(arrays) != shapes(state):
-            raise ValueError(f"{path} holds other weights than its recipe makes now; "
+        arrays = {name: array for name, array in arrays.items()
+                  if not name.startswith("autoencoder/")}
+        if shapes(arrays) != shapes(state) or not heard:
+            raise ValueError(f"{path} holds other weights than its recipe makes now, or was told "
+                             "texts by another text.encoder than is in its folder now; "
                              "train into another folder")
         for name, view in state.items():
             view[...] = arrays[name]
@@ -185,19 +204,20 @@ def culprit(loss, parameters):
 def fit(training, folder, *, stop_at=None, preview=None, show=True):
     """Run the steps that are left; write checkpoint.safetensors, metrics.csv, config.toml.
 
+    An AutoencoderTraining is run likewise, into autoencoder.safetensors and autoencoder.csv.
     Each row is in metrics.csv before its step is saved. stop_at ends the run there as Ctrl-C would,
     with the plan unchanged; the second Ctrl-C is KeyboardInterrupt. preview(training, path) is
     called every `sample_every` steps. Returns "done", "stopped" (stop_at) or "interrupted". Raises
     Diverged, OSError; the last good checkpoint stays.
     """
     recipe, folder = training.recipe, Path(folder)
-    t, log = recipe.train, folder / "metrics.csv"
+    t, log = training.plan, folder / training.log
     write_atomically(folder / "config.toml", recipe.toml().encode())
     end = min(t.steps, stop_at or t.steps)
     before = keep_rows(log, training.steps_done)
     started = time.perf_counter()
     with (interruptible() as pressed,
-          bar(t.steps, start=training.steps_done, what="train", show=show) as progress):
+          bar(t.steps, start=training.steps_done, what=training.what, show=show) as progress):
         while training.steps_done < end and not pressed():
             began = time.perf_counter()
             loss, lr, norm = training.step()
@@ -209,10 +229,10 @@ def fit(training, folder, *, stop_at=None, preview=None, show=True):
             progress.update()
             progress.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s", refresh=False)
             if step % t.save_every == 0 and step < end:
-                training.save(folder / CHECKPOINT)
-            if preview and t.sample_every and step % t.sample_every == 0:
+                training.save(folder / training.file)
+            if preview and getattr(t, "sample_every", 0) and step % t.sample_every == 0:
                 preview(training, folder / "samples" / f"step-{step:06d}.png")
-        training.save(folder / CHECKPOINT)
+        training.save(folder / training.file)
     if training.steps_done == t.steps:
         return "done"
     return "interrupted" if pressed() else "stopped"
@@ -225,7 +245,7 @@ def saved_in(folder, training):
         yield
     except OSError:
         with suppress(OSError, Diverged):                 # the last good checkpoint stays
-            training.save(folder / CHECKPOINT)
+            training.save(folder / training.file)
         raise
 
 

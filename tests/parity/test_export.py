@@ -12,16 +12,26 @@ import peers
 import torch
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from tinydiff import pretrained
+from tinydiff import data, images, pretrained
+from tinydiff.autoencoding import AutoencoderTraining
 from tinydiff.data import captions
 from tinydiff.diffusion import Schedule
 from tinydiff.generate import Run
-from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig
+from tinydiff.models import TextEncoderConfig, TextToImage, Tokenizer, UNetConfig, autoencoder_for
 from tinydiff.pretrained.export import export_run
 from tinydiff.recipe import Recipe
+from tinydiff.runs import training_run
+from tinydiff.train import Training
+from tinydiff.upscale import Cascade
 
 TEXTS = [text for label in range(10) for text in captions("digits", label)]
 ODD = ["", "  A  digit\tSEVEN ", "naïve ☃ 数字", "seven!?", "\n7"]
+LATENT = Recipe().change({
+    "data": {"name": "shapes"}, "text": {"form": "clip", "width": 16, "depth": 1, "length": 40},
+    "autoencoder": {"steps": 3, "batch": 8, "base": 8, "groups": 4, "mults": [1, 2, 3]},
+    "model": {"base": 8, "groups": 4, "heads": 2, "patch": 1, "transformer": 1, "pooled": False,
+              "predicts": "v"},
+    "train": {"steps": 3, "batch": 4}, "sample": {"clip": False, "steps": 10}})
 
 
 def a_run(sampler="ddim", schedule=None, text=None, **model):
@@ -39,12 +49,32 @@ def a_run(sampler="ddim", schedule=None, text=None, **model):
     return Run(network, schedule or Schedule.cosine(T=1000), recipe, (16, 8, 1), "random")
 
 
+@pytest.fixture(scope="module")
+def latent():
+    """A Run of the recipe above, trained, then moved to where every weight matters; 24 × 32."""
+    rng, scenes = np.random.default_rng(0), data.load("shapes")
+    first = AutoencoderTraining(LATENT, scenes)
+    for _ in range(LATENT.autoencoder.steps):
+        first.step()
+    first.ema.data += 0.1 * rng.standard_normal(first.ema.data.shape).astype(np.float32)
+    first.flat.views(first.ema.data)["quant.b"] += 0.5    # so that the latents need a shift
+    then = Training(LATENT, scenes, first.finished())
+    for _ in range(LATENT.train.steps):
+        then.step()
+    then.ema.data += 0.1 * rng.standard_normal(then.ema.data.shape).astype(np.float32)
+    run = training_run(then, "latent")
+    run.shape = 24, 32, 3
+    return run
+
+
 @pytest.fixture
 def exported(tmp_path):
-    """A function run -> (its folder, the pipeline that diffusers makes of it)."""
+    """A function run -> (its folder, the pipeline that diffusers makes of it, as it is told)."""
     def write(run):
-        export_run(run, tmp_path / "out")
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", vae=None)
+        _, told = export_run(run, tmp_path / "out").split("in diffusers: ")
+        assert told == (f"StableDiffusionPipeline.from_pretrained({str(tmp_path / 'out')!r}"
+                        + ("" if run.autoencoder else ", vae=None") + ")")
+        pipe = eval(f"diffusers.{told}")
         pipe.set_progress_bar_config(disable=True)
         return tmp_path / "out", pipe
 
@@ -96,6 +126,46 @@ def test_prompts_become_the_same_pictures(exported, sampler):
     assert peers.worst(frames[-1], peers.channels_last(drawn)) < 5e-5
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_latents_become_the_same_pictures_and_pictures_the_same_latents(exported, latent):
+    c = latent.autoencoder.config
+    assert c.shift > 0.2                                  # forgotten, it would show
+    _, pipe = exported(latent)
+    assert type(pipe.vae) is diffusers.AutoencoderKL
+    assert pipe.vae.config.shift_factor is None           # which a pipeline would not apply
+    prompts, n = data.load("shapes").prompts[:2], 2
+    frames = list(latent.denoise(prompts, n=n, seed=3, guidance=3.0))
+    options = dict(num_images_per_prompt=n, num_inference_steps=10, guidance_scale=3.0,
+                   latents=peers.channels_first(frames[0]))           # and the size is known
+    z0 = pipe(list(prompts), output_type="latent", **options).images
+    assert peers.worst(frames[-1], peers.channels_last(z0)) < 1e-4
+    with torch.no_grad():
+        picture = peers.channels_last(pipe.vae.decode(z0 / pipe.vae.config.scaling_factor).sample)
+    ours = latent.autoencoder.pictures(frames[-1])
+    assert ours.shape == (4, 24, 32, 3)
+    assert peers.worst(ours, picture) < 1e-4
+    shown = pipe(list(prompts), output_type="np", **options).images
+    assert abs(latent.pixels(frames[-1]) - 255 * shown).max() < 1
+    x = images.to_float(latent.pixels(frames[-1]))
+    with torch.no_grad():
+        q = pipe.vae.encode(peers.channels_first(x)).latent_dist
+    mean = peers.channels_last(q.mean * pipe.vae.config.scaling_factor)
+    assert peers.worst(latent.autoencoder.latents(x), mean) < 1e-4
+    assert peers.worst(latent.autoencoder.encode(x)[1], peers.channels_last(q.logvar)) < 1e-4
+
+
+def test_a_latent_run_draws_the_same_when_it_comes_back(tmp_path, latent):
+    export_run(latent, tmp_path / "out")
+    back, prompts = pretrained.load(tmp_path / "out"), data.load("shapes").prompts[:2]
+    assert back.shape == latent.shape
+    asked = dict(n=2, seed=3, guidance=3.0, steps=10)
+    *_, ours = latent.denoise(prompts, **asked)
+    *_, theirs = back.denoise(prompts, **asked)
+    assert peers.worst(theirs, ours) < 1e-4
+    drawn = [run.generate(prompts, **asked).astype(int) for run in (latent, back)]
+    assert abs(drawn[0] - drawn[1]).max() <= 1
+
+
 def test_what_was_exported_draws_the_same_when_it_comes_back(tmp_path):
     for k, sampler in enumerate(("ddim", "ddpm", "dpmpp_2m_sde")):
         run = a_run(sampler, Schedule.scaled_linear(), adaptive=True)
@@ -115,6 +185,40 @@ def test_what_diffusers_has_no_word_for_is_refused_by_key_and_nothing_written(
         tmp_path, run, complaint):
     with pytest.raises(ValueError, match=complaint):
         export_run(a_run(**run), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def latents_of(**own):
+    """A Run with an autoencoder of such keys of its table."""
+    run, table = a_run(), LATENT.change({"autoencoder": own}).autoencoder
+    run.autoencoder = autoencoder_for(table.config(1), rng=np.random.default_rng(0))
+    return run
+
+
+def enlarging():
+    run = a_run()
+    run.recipe = run.recipe.set("upscale.factor", 2)
+    return run
+
+
+def read_by(encoder):
+    run = a_run()
+    run.model.text_encoder = encoder
+    return run
+
+
+@pytest.mark.parametrize(("make", "complaint"), [
+    (lambda: latents_of(patch=2), r"no autoencoder\.patch = 2; train with 1"),
+    (lambda: latents_of(codes=16), r"no autoencoder\.codes = 16; train with 0"),
+    (enlarging, r"no upscale\.factor = 2; train with 1"),
+    (lambda: Cascade(a_run(), enlarging(), "both"), "both has two stages; .* first, random"),
+    (lambda: read_by(None), r"random learned no text encoder; train without text\.encoder"),
+    (lambda: read_by(lambda contexts: contexts), "random learned no text encoder")])
+def test_a_run_of_parts_that_no_pipeline_has_is_refused_and_nothing_written(
+        tmp_path, make, complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
+        export_run(make(), tmp_path / "out")
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -121,7 +121,7 @@ def test_a_prompt_becomes_the_picture_that_diffusers_draws(folder, our_noise, na
     latents = theirs(PROMPTS, output_type="latent", **options).images
     assert peers.worst(frames[-1], peers.channels_last(latents)) < 2e-4
     picture = theirs.vae.decode(latents / 0.3).sample
-    assert peers.worst(ours.decode(frames[-1]), peers.channels_last(picture)) < 2e-4
+    assert peers.worst(ours.autoencoder.pictures(frames[-1]), peers.channels_last(picture)) < 2e-4
     our_noise(5, 2)
     shown = theirs(PROMPTS, output_type="np", **options).images
     drawn = ours.generate(PROMPTS, negative_prompt="blurry", seed=5, steps=5, guidance=7.5,

@@ -20,6 +20,18 @@ def batch_indices(n, batch, step, seed):
     return row[start:start + batch]
 
 
+def captioned(images, said, count, step, seed, plain, rng):
+    """Pictures uint8 (count, H, W, C) of step 0, 1, 2 …, and a caption of each.
+
+    said(i) are all captions of picture i; `plain` is the share that is told the first; rng picks.
+    """
+    index = batch_indices(len(images), count, step, seed)
+    first = rng.random(count) < plain
+    texts = [said(i) for i in index]
+    return images[index], [all_of_it[0 if plainly else rng.integers(len(all_of_it))]
+                           for all_of_it, plainly in zip(texts, first, strict=True)]
+
+
 @lru_cache(maxsize=2)
 def _epoch(n, epoch, seed):
     return np.random.default_rng([seed, epoch]).permutation(n)

@@ -15,7 +15,7 @@ from tinydiff.diffusion.guidance import (
 )
 from tinydiff.diffusion.ideal import Mixture, ideal_predictor, loss_gap
 from tinydiff.diffusion.likelihood import ode_log_likelihood, rate_distortion, vlb
-from tinydiff.diffusion.objective import SecondMoments, draw, min_snr, p2, unweighted
+from tinydiff.diffusion.objective import SecondMoments, draw, middle, min_snr, p2, unweighted
 from tinydiff.diffusion.prediction import PREDICTS, Prediction
 from tinydiff.diffusion.samplers import (
     ddim,
@@ -47,6 +47,7 @@ __all__ = [
     "dpmpp_3m", "draw", "edm", "euler", "euler_ancestral", "fixed_large", "fixed_small",
     "flow_euler", "flow_heun", "guided", "guided_rescaled", "heun", "ideal_predictor",
     "image_to_image", "inpainted", "invert", "karras", "lcm", "leading", "linspace", "loss_gap",
-    "min_snr", "nodes", "ode_log_likelihood", "p2", "pndm", "quadratic", "rate_distortion",
-    "repaint", "sample", "slerp", "trace", "trailing", "unipc", "unweighted", "vlb", "within",
+    "middle", "min_snr", "nodes", "ode_log_likelihood", "p2", "pndm", "quadratic",
+    "rate_distortion", "repaint", "sample", "slerp", "trace", "trailing", "unipc", "unweighted",
+    "vlb", "within",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 
-X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT, DATA = range(7)    # never share a word
+X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT, DATA, GIVEN = range(8)     # never share a word
 
 
 def words(seed, purpose, image, step, n):
@@ -61,11 +61,11 @@ def alike(x, seed, step, *, purpose):
     return array_module(x).asarray(z)
 
 
-def stream(seed, images, shape, dtype=np.float32):
+def stream(seed, images, shape, dtype=np.float32, draw=None):
     """Yield the sampler's noise (N, *shape) for step 0, 1, 2 …: what samplers take as `noise`."""
     images = list(images)
     for step in count():
-        yield batch(seed, images, step, shape, dtype, purpose=SAMPLER)
+        yield (draw or batch)(seed, images, step, shape, dtype, purpose=SAMPLER)
 
 
 def _box_muller(w):

@@ -90,6 +90,23 @@ def learned_log_variance(schedule, v, t, s, above=None):
     return low + (v + 1) * ((high - low) * 0.5)                  # iDDPM Eq. 15
 
 
+def middle(schedule, sigma=2.5, spread=0.6):
+    """Draw t where it is decided what appears: ln σ(t) is logistic around ln sigma.  As EDM §5
+
+    -> times(u (N,) in [0, 1)) -> t (N,) and weight 1, so that those t count more in the loss.
+    """
+    t = np.arange(1, schedule.T + 1)
+    signal, noise = schedule.levels(t)
+    log_sigma = np.log(noise / np.maximum(signal, 1e-9))         # rising; finite at zero SNR
+
+    def times(u):
+        u = u.clip(1e-4, 1 - 1e-4)
+        wanted = np.log(sigma * (u / (1 - u)) ** spread)
+        return np.interp(wanted, log_sigma, t).round().astype(np.int64), 1
+
+    return times
+
+
 class SecondMoments:
     """Draw t where the loss is large: p_t ∝ √E[L_t²] over the last `keep` losses.  iDDPM Eq. 18
 

@@ -6,9 +6,10 @@ A U-Net without time, text and skips, cut in two where it is narrowest.
 from dataclasses import dataclass
 from functools import partial
 
-from tinydiff.autograd import clip, no_grad
+from tinydiff.autograd import clip, exp, mean, no_grad, sum
+from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, Upsample, identity
-from tinydiff.models.unet import Level
+from tinydiff.models.unet import Level, depth_to_space, space_to_depth
 from tinydiff.nn import Conv2d, GroupNorm, Module
 
 EPS = 1e-6                                                # of every GroupNorm
@@ -23,13 +24,15 @@ class AutoencoderConfig:
     base:          int = 128             # channels at level 0
     mults:         tuple = (1, 2, 4, 4)  # channels at each level, as multiples of base
     blocks:        int = 2               # residual blocks a level going down, one more going up
+    patch:         int = 1               # so many pixels square are one to all of it
     attend:        tuple = ()            # levels with attention, one head as wide as all channels
     attend_middle: bool = True           # attention between down and up
     groups:        int = 32              # of each GroupNorm; divides every width
     quant:         bool = True           # a matrix behind the encoder
     post_quant:    bool = True           # a matrix before the decoder
     scale:         float = 0.18215       # diffusion works on (z − shift) · scale, of deviation 1;
-    shift:         float = 0.0           # whoever runs it applies them.  LDM App. G
+    shift:         float = 0.0           # `latents` and `pictures` apply them.  LDM App. G
+    codes:         int = 0               # of a codebook; 0: none, a latent is normal
 
     @classmethod
     def stable_diffusion(cls):
@@ -47,14 +50,19 @@ class AutoencoderConfig:
         return tuple(round(self.base * mult) for mult in self.mults)
 
     @property
+    def encoded(self):
+        """Channels behind the encoder: means and log-variances, or, with codes, values alone."""
+        return self.latent if self.codes else 2 * self.latent
+
+    @property
     def factor(self):
         """How many pixels wide and high a latent is."""
-        return 2 ** (len(self.mults) - 1)
+        return self.patch * 2 ** (len(self.mults) - 1)
 
     def __post_init__(self):
-        for name in "channels latent base blocks groups".split():
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"AutoencoderConfig: {name} must be at least 1, got {value}")
+        for name in "channels latent base blocks patch groups codes".split():
+            if (value := getattr(self, name)) < (least := int(name != "codes")):
+                raise ValueError(f"AutoencoderConfig: {name} must be at least {least}, got {value}")
         if not self.mults or min(self.mults) <= 0 or {*self.attend} - {*range(len(self.mults))}:
             raise ValueError("AutoencoderConfig: mults needs a number above 0 for each level, and "
                              f"attend names some levels, got {self.mults} and {self.attend}")
@@ -93,7 +101,7 @@ class Half(Module):
 
 
 class Encoder(Half):
-    """x (N, H, W, channels) -> (N, H/f, W/f, 2·latent): the means, then the log-variances"""
+    """x (N, H, W, channels) -> (N, H/f, W/f, encoded): the means, then the log-variances"""
 
     def __call__(self, x):
         h = self.middle2(self.middle1(self.across(self.conv_in(x))))
@@ -104,7 +112,12 @@ class Decoder(Half):
     """z (N, h, w, latent) -> (N, h·f, w·f, channels)"""
 
     def __call__(self, z):
-        h = self.across(self.middle2(self.middle1(self.conv_in(z))))
+        return self.last(self.features(z))
+
+    def features(self, z):                                # (N, h·f, w·f, base·mults[0])
+        return self.across(self.middle2(self.middle1(self.conv_in(z))))
+
+    def last(self, h):
         return self.conv_out.behind(self.norm_out, h)
 
 
@@ -118,26 +131,38 @@ class Autoencoder(Module):
     def __init__(self, config, *, rng):
         c = self.config = config
         levels, grow, shrink = range(len(c.mults)), Upsample, partial(Downsample, corner=True)
-        self.encoder = Encoder(c, levels, c.channels, 2 * c.latent, c.blocks, shrink, rng=rng)
-        self.decoder = Decoder(c, levels[::-1], c.latent, c.channels, c.blocks + 1, grow, rng=rng)
-        self.quant = Conv2d(2 * c.latent, 2 * c.latent, 1, rng=rng) if c.quant else identity
+        pixels = c.channels * c.patch**2                  # of a patch, as channels
+        self.encoder = Encoder(c, levels, pixels, c.encoded, c.blocks, shrink, rng=rng)
+        self.decoder = Decoder(c, levels[::-1], c.latent, pixels, c.blocks + 1, grow, rng=rng)
+        self.quant = Conv2d(c.encoded, c.encoded, 1, rng=rng) if c.quant else identity
         self.post_quant = Conv2d(c.latent, c.latent, 1, rng=rng) if c.post_quant else identity
 
     def moments(self, x):
-        """Mean and log-variance, Tensors, of z = mean + exp(logvar / 2) · eps.  LDM App. G"""
+        """Mean and log-variance, Tensors, of q(z | x)."""
         c, shape = self.config, tuple(x.shape)
         if len(shape) != 4 or shape[3] != c.channels or any(n % c.factor for n in shape[1:3]):
             raise ValueError(f"Autoencoder: expected x (N, H, W, {c.channels}), H and W multiples "
                              f"of {c.factor}, got {shape}")
-        h = self.quant(self.encoder(x))
+        h = self.quant(self.encoder(space_to_depth(x, c.patch)))
         return h[..., :c.latent], clip(h[..., c.latent:], low=-30, high=20)
 
     def decoded(self, z):
         """The picture of a latent, a Tensor: z (N, h, w, latent) -> (N, h·f, w·f, channels)."""
+        self.check_latents(z)
+        return self.painted(self.features(z))
+
+    def check_latents(self, z):
         if len(z.shape) != 4 or z.shape[3] != self.config.latent:
             raise ValueError(f"Autoencoder: expected z (N, h, w, {self.config.latent}), "
                              f"got {tuple(z.shape)}")
-        return self.decoder(self.post_quant(z))
+
+    def features(self, z):
+        """What is known before the last layer, decoder.conv_out."""
+        return self.decoder.features(self.post_quant(z))
+
+    def painted(self, h):
+        """The picture of such features."""
+        return depth_to_space(self.decoder.last(h), self.config.patch)
 
     def encode(self, x):
         """`moments` on arrays, remembering nothing."""
@@ -148,3 +173,35 @@ class Autoencoder(Module):
         """`decoded` on arrays, remembering nothing."""
         with no_grad():
             return self.decoded(z).data
+
+    def latents(self, x):
+        """What is diffused: arrays x (N, H, W, channels) -> z0 (N, H/f, W/f, latent), the means
+
+        They are rescaled to mean 0 and deviation 1.  LDM App. G
+        """
+        c = self.config
+        return in_parts(lambda part: (self.encode(part)[0] - c.shift) * c.scale, x)
+
+    def pictures(self, z0):
+        """Undo `latents`: arrays z0 (N, h, w, latent) -> (N, h·f, w·f, channels)."""
+        c = self.config
+        return in_parts(lambda part: self.decode(part / c.scale + c.shift), z0)
+
+    def bottleneck(self, mean_z, logvar, eps):
+        """What the decoder is told of the moments in training, and L_reg.  LDM Eq. 25"""
+        return sampled(mean_z, logvar, eps), mean(kl(mean_z, logvar))
+
+
+def sampled(mean, logvar, eps):
+    """z = E_μ(x) + E_σ(x) · ε of q(z | x).  LDM App. G"""
+    return mean + exp(0.5 * logvar) * eps
+
+
+def kl(mean, logvar):
+    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²) of each picture: (N, h, w, c) -> (N,)"""
+    return 0.5 * sum(mean * mean + exp(logvar) - 1 - logvar, axis=(1, 2, 3))
+
+
+def in_parts(function, x, size=64):
+    """`function` of x (N, …), so many at a time."""
+    return array_module(x).concatenate([function(x[i:i + size]) for i in range(0, len(x), size)])

@@ -46,17 +46,18 @@ class Tokenizer:
             merges.append(best)
         return cls(merges, length)
 
-    def encode(self, texts):
-        """texts, a list of str -> ids (N, length) int64.  ValueError for a text too long."""
+    def encode(self, texts, *, cut=False):
+        """texts, a list of str -> ids (N, length) int64.  ValueError for one too long, unless cut.
+        """
         if isinstance(texts, str):
             raise ValueError(f"encode: expected a list of texts, got the text {texts!r}")
         ids = np.full((len(texts), self.length), PAD, dtype=np.int64)
         for row, text in zip(ids, texts, strict=True):
             pieces = [BEGIN, *(token for word in split(text) for token in self.pieces(word))]
-            if len(pieces) > self.length:
-                raise ValueError(f"prompt {text!r} is {len(pieces)} tokens long, "
+            if len(pieces) > self.length and not cut:
+                raise ValueError(f"prompt {text[:80]!r} is {len(pieces)} tokens long, "
                                  f"the text encoder reads at most {self.length}; shorten it")
-            row[:len(pieces)] = pieces
+            row[:len(pieces)] = pieces[:self.length]
         return ids
 
     def pieces(self, word):

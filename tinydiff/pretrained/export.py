@@ -1,8 +1,8 @@
 """The way back: what was trained here as a folder that diffusers and transformers load.
 
-    unet/  text_encoder/  tokenizer/  scheduler/  model_index.json
+    unet/  text_encoder/  tokenizer/  scheduler/  vae/  model_index.json
 
-It is a StableDiffusionPipeline without an autoencoder, since x0 is the picture itself: in diffusers
+It is a StableDiffusionPipeline. Without an autoencoder x0 is the picture itself: in diffusers
 StableDiffusionPipeline.from_pretrained(FOLDER, vae=None), called with output_type="latent" and
 8 times the size. What diffusers cannot say is refused by the name of the recipe's key.
 """
@@ -19,11 +19,13 @@ from tinydiff import checkpoint
 from tinydiff._version import __version__
 from tinydiff.diffusion.levels import Levels
 from tinydiff.files import write_atomically
+from tinydiff.models import TextEncoder
 from tinydiff.models.tokenizer import BEGIN, PAD
 from tinydiff.nn import sinusoids
-from tinydiff.pretrained import text, unet
+from tinydiff.pretrained import text, unet, vae
 from tinydiff.pretrained.clip_bpe import SYMBOL
 from tinydiff.pretrained.weights import as_theirs
+from tinydiff.upscale import Cascade
 
 PREDICTS   = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SOLVER     = "DPMSolverMultistepScheduler"
@@ -40,12 +42,13 @@ def export_run(run, folder):
 
     ValueError naming what diffusers has no word for, and if the folder exists.
     """
-    folder, model = Path(folder), run.model
+    folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists; name a folder that does not")
-    scheduler = scheduler_config(run)
+    refuse(run)
+    model, scheduler = run.model, scheduler_config(run)
     configs = {"unet/config.json": unet.write_config(model.unet.config)
-               | {"sample_size": list(run.shape[:2]), "use_linear_projection": True},
+               | {"sample_size": run.shape_of(run.shape[:2])[:2], "use_linear_projection": True},
                "text_encoder/config.json": text.write_config(model.text_encoder.config),
                "scheduler/scheduler_config.json": scheduler,
                "tokenizer/tokenizer.json": tokenizer_json(model.tokenizer),
@@ -55,14 +58,17 @@ def export_run(run, folder):
     configs["model_index.json"] = {
         "_class_name": "StableDiffusionPipeline", "requires_safety_checker": False,
         "unet": ["diffusers", configs["unet/config.json"]["_class_name"]],
+        "vae": ["diffusers", "AutoencoderKL"] if run.autoencoder else [None, None],
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        **{part: [None, None] for part in ("vae", "safety_checker", "feature_extractor",
-                                           "image_encoder")}}
+        **{part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}}
     weights = {"unet/diffusion_pytorch_model.safetensors": on_their_clock(model.unet),
                "text_encoder/model.safetensors": as_theirs(model.text_encoder,
                                                            partial(text.place, "clip"))}
+    if run.autoencoder:
+        configs["vae/config.json"], weights["vae/diffusion_pytorch_model.safetensors"] = \
+            without_shift(run.autoencoder)
     unfinished = folder.with_name(f".{os.urandom(8).hex()}.part")
     try:
         for name, config in configs.items():
@@ -73,8 +79,33 @@ def export_run(run, folder):
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     other = "" if run.own.sampler in SCHEDULERS else f", drawing by ddim, not {run.own.sampler}"
-    return (f"wrote {folder}; in diffusers: StableDiffusionPipeline.from_pretrained("
-            f"{str(folder)!r}, vae=None){other}{', without clipping' * run.own.clip}")
+    return (f"wrote {folder}; in diffusers: StableDiffusionPipeline.from_pretrained({str(folder)!r}"
+            f"{', vae=None' * (not run.autoencoder)}){other}{', without clipping' * run.own.clip}")
+
+
+def refuse(run):
+    """Refuse what no StableDiffusionPipeline is made of, by the key of the recipe."""
+    if isinstance(run, Cascade):
+        raise ValueError(f"export: {run.name} has two stages; export the first, {run.small.name}")
+    if not isinstance(getattr(run.model, "text_encoder", None), TextEncoder):
+        raise ValueError(f"export: {run.name} learned no text encoder; train without text.encoder")
+    c = run.autoencoder and run.autoencoder.config
+    for key, value, wanted in (("upscale.factor", run.recipe.upscale.factor, 1),
+                               ("autoencoder.patch", c.patch if c else 1, 1),
+                               ("autoencoder.codes", c.codes if c else 0, 0)):
+        if value != wanted:
+            raise ValueError(f"export: diffusers has no {key} = {value}; train with {wanted}")
+
+
+def without_shift(autoencoder):
+    """config.json and tensors of the same latents, unshifted: their pipelines only scale them."""
+    c, arrays = autoencoder.config, as_theirs(autoencoder, vae.place)
+    # Wh + (b − s) for the means, not the log-variances, behind the encoder; before the decoder
+    # W(z + s) + b = Wz + (b + Ws)
+    added = {"quant_conv.bias": -c.shift * (np.arange(c.encoded) < c.latent),
+             "post_quant_conv.bias": c.shift * arrays["post_quant_conv.weight"].sum(axis=(1, 2, 3))}
+    return vae.write_config(c) | {"shift_factor": None}, arrays | {
+        key: np.float32(arrays[key] + more) for key, more in added.items()}
 
 
 def on_their_clock(network):

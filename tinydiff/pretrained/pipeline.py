@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tinydiff import images
 from tinydiff.diffusion.guidance import guided
 from tinydiff.generate import Run
 from tinydiff.models import Autoencoder, TextEncoder, UNet
@@ -45,9 +44,8 @@ class Pipeline(Run):
     def __init__(self, name, kind, unet, scheduler, size, *, tokenizer=None, text_encoder=None,
                  autoencoder=None):
         self.name, self.scheduler, self.schedule = name, scheduler, scheduler.schedule
-        self.unet, self.tokenizer, self.text_encoder = unet, tokenizer, text_encoder
-        self.autoencoder = autoencoder
-        self.factor = autoencoder.config.factor if autoencoder else 1
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self.made_of(unet, autoencoder, unet.config.channels)
         C = autoencoder.config.channels if autoencoder else unet.config.channels
         self.shape = *(side * self.factor for side in size), C            # (H, W, C) of a picture
         self.own = SimpleNamespace(sampler=scheduler.name, steps=STEPS.get(kind, 50), clip=False,
@@ -67,14 +65,6 @@ class Pipeline(Run):
                               guidance=guidance, size=size, sampler=sampler, batch=batch, show=show,
                               **options)
         return self.pixels(deque(frames, maxlen=1).pop())
-
-    def settings(self, prompts, **options):
-        """As `Run.settings`; ValueError for a prompt where nobody reads it."""
-        asked = super().settings(prompts, **options)
-        if self.tokenizer is None and (any(prompts) or asked["negative"] or asked["guidance"] != 1):
-            raise ValueError(f"{self.name} draws without prompts: leave prompts, negative and "
-                             "guidance out")
-        return asked
 
     def walk(self, sampler, steps, strength=None, **_):
         """As of `Run`; the folder's own scheduler takes the last strength · steps of its steps."""
@@ -115,35 +105,10 @@ class Pipeline(Run):
 
         return predict
 
-    def shape_of(self, size):
-        """The shape of the latent of a picture of `size` (H, W)."""
-        H, W = (side // self.factor for side in size)
-        return H, W, self.unet.config.channels
-
-    def given(self, init, mask):
-        """The latent of `init`; a pixel of it is painted where any under it is to be."""
-        known, paint = super().given(init, mask)
-        if paint is not None:
-            _, H, W, _ = paint.shape
-            paint = paint.reshape(1, H // self.factor, self.factor, W // self.factor, self.factor,
-                                  1).max(axis=(2, 4))
-        if known is not None and self.autoencoder:
-            config = self.autoencoder.config
-            known = (self.autoencoder.encode(known)[0] - config.shift) * config.scale
-        return known, paint
-
     def pixels(self, x_t):
         """A frame x_t as uint8 (N, H, W, C), decoded one by one."""
-        return images.to_uint8(self.decode(x_t))
-
-    def decode(self, z):
-        """Latents (N, h, w, c) -> pictures (N, H, W, C) float32, about [-1, 1].  LDM §3.1"""
-        if self.autoencoder is None:
-            return z
-        config = self.autoencoder.config
-        with one_blas_thread():
-            return np.concatenate([self.autoencoder.decode(part / config.scale + config.shift)
-                                   for part in np.split(z, len(z))])
+        return np.concatenate([super(Pipeline, self).pixels(part)
+                               for part in np.split(x_t, len(x_t))])
 
 
 def load_pipeline(folder):
