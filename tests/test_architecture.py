@@ -17,8 +17,8 @@ FLOORS = [
     "autograd diffusion",
     "nn",
     "models optim data images checkpoint viz metrics",
-    "predictor criterion tables recipe autoencoding asking frozen_text generate upscale variation "
-    "train runs evaluation pretrained",
+    "predictor criterion tables recipe resuming autoencoding asking generate upscale train runs "
+    "frozen_text variation evaluation pretrained",
     "demo report",
     "commands cli __main__",
 ]

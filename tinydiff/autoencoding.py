@@ -23,8 +23,8 @@ from tinydiff.models import (
 )
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
-from tinydiff.recipe import Recipe
-from tinydiff.train import Diverged, culprit, shapes, worst
+from tinydiff.resuming import Diverged, put_back, read_state, refuse_lost
+from tinydiff.train import culprit, worst
 
 DECIDES = "data.", "autoencoder.", "train.seed", "train.clip"      # on the pictures' latents
 ADVICE = "train into another folder with a smaller autoencoder.lr"
@@ -155,9 +155,7 @@ class AutoencoderTraining:
         Raises Diverged, leaving the file alone, rather than write what is no number.
         """
         state = self.state()
-        for name, array in state.items():
-            if not np.isfinite(array).all():
-                raise Diverged(f"step {self.steps_done} lost a number in {name}; {ADVICE}")
+        refuse_lost(state, self.steps_done, ADVICE)
         checkpoint.save(path, state, {"recipe": self.recipe.toml(), "step": self.steps_done,
                                       "autoencoder": asdict(self.finished().config)})
 
@@ -166,21 +164,8 @@ class AutoencoderTraining:
 
         Raises ValueError naming what differs.
         """
-        arrays, config = checkpoint.load(path)
-        if not {"recipe", "step"} <= config.keys():
-            raise ValueError(f"{path} holds weights only, no training to go on with")
-        theirs = Recipe.parse(config["recipe"]).settings()
-        for key, now in self.recipe.settings().items():
-            if theirs[key] != now and key.startswith(DECIDES):
-                raise ValueError(f"{path} was trained with {key} = {theirs[key]}, the recipe now "
-                                 f"says {now}; resume with the same recipe or train into another "
-                                 "folder")
-        state = self.state()
-        if shapes(arrays) != shapes(state):
-            raise ValueError(f"{path} holds other weights than its recipe makes now; "
-                             "train into another folder")
-        for name, view in state.items():
-            view[...] = arrays[name]
+        arrays, config = read_state(path, self.recipe, DECIDES)
+        put_back(path, arrays, self.state())
         self.steps_done = config["step"]
 
 

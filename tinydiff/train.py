@@ -27,7 +27,7 @@ from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import as_heard
 from tinydiff.progress import bar, interruptible
-from tinydiff.recipe import Recipe
+from tinydiff.resuming import Diverged, put_back, read_state, refuse_lost
 from tinydiff.tables import LOSSES, TIMES, WEIGHTS
 from tinydiff.upscale import shrunk, smaller
 
@@ -35,10 +35,6 @@ MEMORY = 1 << 28                                          # bytes for captions o
 ADVICE = "train into another folder with a smaller train.lr"
 CHECKPOINT = "checkpoint.safetensors"
 COLUMNS = "step,loss,lr,grad_norm,images_per_s,seconds"
-
-
-class Diverged(ArithmeticError):
-    """The loss or the gradient is no longer a number."""
 
 
 class Training:
@@ -145,9 +141,7 @@ class Training:
         Raises Diverged, leaving the file alone, rather than write what is no number.
         """
         state = self.state()
-        for name, array in state.items():
-            if not np.isfinite(array).all():
-                raise Diverged(f"step {self.steps_done} lost a number in {name}; {ADVICE}")
+        refuse_lost(state, self.steps_done, ADVICE)
         latents = {}
         if self.autoencoder:
             latents = {"autoencoder": asdict(self.autoencoder.config)}
@@ -160,30 +154,13 @@ class Training:
 
     def load(self, path):
         """Go on from a checkpoint of the same recipe.  Raises ValueError naming what differs."""
-        arrays, config = checkpoint.load(path)
-        if "step" not in config:
-            raise ValueError(f"{path} holds weights only, no training to go on with")
-        theirs = Recipe.parse(config["recipe"]).settings()
-        for key, now in self.recipe.settings().items():
-            if theirs[key] != now:
-                raise ValueError(f"{path} was trained with {key} = {theirs[key]}, the recipe now "
-                                 f"says {now}; resume with the same recipe or train into another "
-                                 "folder")
-        heard = config["model"].get("reader") == self.model.config().get("reader")
-        state = self.state()
-        arrays = {name: array for name, array in arrays.items()
-                  if not name.startswith("autoencoder/")}
-        if shapes(arrays) != shapes(state) or not heard:
-            raise ValueError(f"{path} holds other weights than its recipe makes now, or was told "
-                             "texts by another text.encoder than is in its folder now; "
-                             "train into another folder")
-        for name, view in state.items():
-            view[...] = arrays[name]
+        arrays, config = read_state(path, self.recipe)
+        if config["model"].get("reader") != self.model.config().get("reader"):
+            raise ValueError(f"{path} was told texts by another text.encoder than is in its folder "
+                             "now; train into another folder")
+        put_back(path, {name: array for name, array in arrays.items()
+                        if not name.startswith("autoencoder/")}, self.state())
         self.steps_done = config["step"]
-
-
-def shapes(arrays):
-    return {name: array.shape for name, array in arrays.items()}
 
 
 def worst(arrays):
