@@ -183,7 +183,8 @@ def made(name, run, found):
                   f"of {t.batch} pictures, seed {t.seed}"),
                  ("made by", f"`tinydiff train {own}`, `python tools/ship.py runs/{own} {own}`")]
     for stage in found["training"] or ():
-        rows.append(("time", f"{stage['minutes']:.0f} minutes for {stage['steps']:,} steps"))
+        rows.append(("time", f"{stage['minutes']:.1f} minutes for {stage['steps']:,} steps"
+                     + " of the autoencoder" * (stage["steps"] != t.steps)))
     return "\n".join(f"| {what} | {said} |" for what, said in rows)
 
 
