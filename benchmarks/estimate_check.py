@@ -1,6 +1,6 @@
 """How true `tinydiff estimate` is: what it says of a recipe beside what a real training takes.
 
-    python benchmarks/estimate_check.py demo mnist cifar10-small digits-sd --rounds 3
+    python benchmarks/estimate_check.py demo mnist cifar10 digits-sd --rounds 3
 
 Estimate and training take turns, so that other work on the machine strikes both. A training runs
 for about --seconds a stage, at least 20 steps; its minutes are those of all steps at that pace, as

@@ -1,6 +1,6 @@
 """What a recipe gives, shown honestly: its curve and an uncurated grid, into docs/recipes.md.
 
-    tinydiff train cifar10-small && python benchmarks/recipe_page.py runs/cifar10-small
+    tinydiff train cifar10 && python benchmarks/recipe_page.py runs/cifar10
 
 Reads a finished run, draws one picture of each class with seeds 0 to 7, none left out, and replaces
 the block of that name in docs/recipes.md and the pictures beside it.
