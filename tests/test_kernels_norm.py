@@ -318,3 +318,19 @@ def test_each_row_is_normalized_by_itself(rng, P, D, mean, monkeypatch):
     y = onepass.rows(wide, scale, shift, EPS)
     assert y.dtype == np.float64
     np.testing.assert_allclose(y, exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("P", "D"), [(1, 1), (7, 5), (3, 33), (600, 64), (500, 77), (130, 1280)])
+@pytest.mark.parametrize("mean", [0, 100])
+def test_the_gradient_of_a_row_is_that_of_the_definition(rng, P, D, mean, monkeypatch):
+    x = (mean + 3 * rng.standard_normal((P, D))).astype(np.float32)
+    dy = rng.standard_normal((P, D), dtype=np.float32)
+    scale = rng.standard_normal(D, dtype=np.float32)
+    exact = numpy_rung.rows_backward(*(a.astype(np.float64) for a in (dy, x, scale)), EPS)
+    plain = numpy_rung.rows_backward(dy, x, scale, EPS)
+    monkeypatch.setattr(onepass, "GRAIN", 1)
+    got = onepass.rows_backward(dy.reshape(1, P, D), x.reshape(1, P, D), scale, EPS)
+    for a, b, c in zip(got, plain, exact, strict=True):
+        assert a.dtype == np.float32
+        assert a.size == c.size
+        assert np.abs(a.reshape(c.shape) - c).max() <= 3 * np.abs(b - c).max() + 1e-5

@@ -1,12 +1,13 @@
 """x̂ = (x − mean) · rstd in each group of channels of each image, and y = f(x̂ · γ + β).
 
 f is SiLU or nothing. mean and rstd = 1 / √(var + eps) run over the pixels and the C / groups
-channels of a group. A rung has four functions:
+channels of a group. A rung has five functions:
 
     measure(xs, groups, eps) -> mean, rstd
     normalize(x, scale, shift, silu) -> y = f(x · scale + shift)
     backward(dys, xs, scale, shift, mean, rstd, silu) -> dxs, dscale, dshift
     rows(x, scale, shift, eps) -> y, each row (…, D) normalized by itself
+    rows_backward(dy, x, scale, eps) -> dx, dscale, dshift
 
 x is (N, …, C); xs, dys and dxs are lists of one or two such arrays, whose channels stand one
 behind the other as if concatenated: a group may have some in each. mean and rstd are (N, groups),

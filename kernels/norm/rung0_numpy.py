@@ -26,9 +26,24 @@ def normalize(x, scale, shift, silu):
 
 def rows(x, scale, shift, eps):
     """Each row by itself, LayerNorm: x (…, D), scale and shift (D,) -> y like x"""
+    return standard(x, eps)[0] * scale + shift
+
+
+def rows_backward(dy, x, scale, eps):
+    """dx like x, dscale and dshift (D,); the row's mean and rstd are computed again."""
+    x_hat, rstd = standard(x, eps)
+    g = dy * scale
+    dx = g - g.mean(axis=-1, keepdims=True)
+    dx -= x_hat * (g * x_hat).mean(axis=-1, keepdims=True)
+    others = tuple(range(x.ndim - 1))
+    return dx * rstd, (dy * x_hat).sum(axis=others), dy.sum(axis=others)
+
+
+def standard(x, eps):
+    """x̂ (…, D), each row of mean 0 and variance 1, and rstd (…, 1)"""
     centred = x - x.mean(axis=-1, keepdims=True)
     rstd = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + x.dtype.type(eps))
-    return centred * rstd * scale + shift
+    return centred * rstd, rstd
 
 
 def backward(dys, xs, scale, shift, mean, rstd, silu):

@@ -19,7 +19,7 @@ from ..simd.tasks import task
 from ..simd.vector import load1, store1
 from . import rung0_numpy
 from .sweeps import CENTRE, ROWS, SCALE, SHIFT, SUM, SUM_D, TILE, apply, gradient, moments, sums
-from .tokens import normalize_rows
+from .tokens import backward_rows, normalize_rows
 
 SHARES = 16                                               # blocks to make, for that many threads
 GRAIN  = 2**15                                            # floats of x worth waking a thread for
@@ -52,6 +52,19 @@ def rows(x, scale, shift, eps):
     run(normalize_rows, -(-P // each), *map(np.ascontiguousarray, (x, scale, shift)),
         np.array([eps], np.float32), y, P, D, each)
     return y
+
+
+def rows_backward(dy, x, scale, eps):
+    D = x.shape[-1]
+    if x.size < GRAIN or not plain((x, x.shape), (dy, x.shape), (scale, (D,))):
+        return rung0_numpy.rows_backward(dy, x, scale, eps)
+    dx, P = memory.empty(x.shape), x.size // D
+    each = max(1, GRAIN // (2 * D))
+    items = -(-P // each)
+    dscale, dshift = np.zeros((2, items, D), np.float32)
+    run(backward_rows, items, *map(np.ascontiguousarray, (dy, x, scale)),
+        np.array([eps], np.float32), dx, dscale, dshift, P, D, each)
+    return dx, dscale.sum(axis=0), dshift.sum(axis=0)
 
 
 def backward(dys, xs, scale, shift, mean, rstd, silu):

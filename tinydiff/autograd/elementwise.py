@@ -24,7 +24,7 @@ def sub(x, y):
 @op
 def mul(x, y):
     """x · y"""
-    return elementwise.mul(x, y), lambda dy: (dy * y, dy * x)
+    return elementwise.mul(x, y), lambda dy: (elementwise.mul(dy, y), elementwise.mul(dy, x))
 
 
 @op
