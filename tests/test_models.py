@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.models import UNet, UNetConfig
 from tinydiff.models.blocks import AttentionBlock, Downsample, ResBlock, Upsample
-from tinydiff.models.unet import depth_to_space, space_to_depth
+from tinydiff.models.unet import depth_to_space, places, space_to_depth
 
 TINY = UNetConfig.tiny(context_width=64)
 
@@ -97,6 +97,29 @@ def test_odd_pictures_keep_their_size_and_have_the_right_slope(H, W, rng):
     for _ in range(3):
         differences, exact = checked.slope_along_a_direction(rng)
         assert differences == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_unet_with_coordinates_knows_where_a_pixel_lies(patch, rng):
+    config = replace(TINY, patch=patch, coordinates=True)
+    unet = randomised(UNet(config, rng=rng), rng)
+    x, t, context = np.zeros((1, 4 * patch, 6 * patch, 1)), np.array([500]), np.zeros((1, 3, 64))
+    told = unet.predict(x, t, context)
+    blind = UNet(replace(config, coordinates=False), rng=rng)
+    for name, p in blind.parameters().items():            # the same network, less two channels
+        p.data[...] = unet.parameters()[name].data[tuple(slice(n) for n in p.shape)]
+    assert not np.allclose(blind.predict(x, t, context), told)
+    unet.conv_in.w.data[:, :, -2:] = 0
+    np.testing.assert_allclose(blind.predict(x, t, context), unet.predict(x, t, context),
+                               rtol=0, atol=1e-5)
+
+
+def test_places_are_told_down_and_to_the_right():
+    where = places(Tensor(np.zeros((2, 3, 5, 4), np.float32)))
+    assert (where.shape, where.dtype) == ((2, 3, 5, 2), np.float32)
+    np.testing.assert_array_equal(where[1, :, 2, 0], [-1, 0, 1])
+    np.testing.assert_array_equal(where[0, 1, :, 1], [-1, -0.5, 0, 0.5, 1])
+    np.testing.assert_array_equal(where[:, 0, 0], -1)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

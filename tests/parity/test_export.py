@@ -178,7 +178,8 @@ def test_what_was_exported_draws_the_same_when_it_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(("run", "complaint"), [
-    (dict(patch=2), r"model\.patch = 2"), (dict(transformer=0), r"model\.transformer"),
+    (dict(patch=2), r"model\.patch = 2"), (dict(coordinates=True), r"model\.coordinates = True"),
+    (dict(transformer=0), r"model\.transformer"),
     (dict(text={"form": "masked"}), r"text\.form"), (dict(predicts="velocity"), "no scheduler"),
     (dict(schedule=Schedule.karras()), "no scheduler")])
 def test_what_diffusers_has_no_word_for_is_refused_by_key_and_nothing_written(

@@ -5,7 +5,7 @@ from itertools import repeat
 
 import numpy as np
 
-from tinydiff.autograd import Tensor, dropout, no_grad, recomputed
+from tinydiff.autograd import Tensor, concat, dropout, no_grad, recomputed
 from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
 from tinydiff.models.unet_config import UNetConfig
@@ -37,7 +37,7 @@ class UNet(Module):
         pooled = c.pooled and c.context_width
         self.pooled = Linear(c.context_width, c_emb, rng=rng) if pooled else None
         self.label = Embedding(c.classes, c_emb, rng=rng) if c.classes else None
-        self.conv_in = Conv2d(c.channels * c.patch**2, c.base, 3, rng=rng)
+        self.conv_in = Conv2d(c.channels * c.patch**2 + 2 * c.coordinates, c.base, 3, rng=rng)
 
         self.down, h, skips = [], c.base, [c.base]        # h: channels so far
         for level, width in enumerate(widths):
@@ -74,8 +74,9 @@ class UNet(Module):
         drops = dropouts(self.config.dropout, rng)
         emb = self.embed(t, context, class_labels)                    # (N, c_emb)
         x_t = 2 * x_t - 1 if self.config.centre_input else x_t
-        h = self.conv_in(space_to_depth(x_t, self.config.patch))      # (N, H/p, W/p, base)
-        skips = [h]
+        h = space_to_depth(x_t, self.config.patch)
+        h = self.conv_in(concat(h, places(h)) if self.config.coordinates else h)
+        skips = [h]                                                   # (N, H/p, W/p, base)
         for level in self.down:
             for block in level.blocks:
                 h = run(block, h, emb, context, None, next(drops))
@@ -158,6 +159,17 @@ def dropouts(p, rng):
     while True:
         seed = rng.integers(2**63)
         yield lambda h, seed=seed: dropout(h, p=p, rng=np.random.default_rng(seed))
+
+
+def places(h):
+    """How far down and to the right each pixel lies: (N, H, W, C) -> (N, H, W, 2) in [-1, 1].
+
+    To a convolution all places are alike; to the words "in the top left" they are not.
+    CoordConv (1807.03247) §3
+    """
+    xp, (N, H, W, _) = array_module(h), h.shape
+    down, right = xp.meshgrid(xp.linspace(-1, 1, H), xp.linspace(-1, 1, W), indexing="ij")
+    return xp.broadcast_to(xp.stack([down, right], axis=-1).astype(h.dtype), (N, H, W, 2))
 
 
 def space_to_depth(x, p):
