@@ -173,7 +173,7 @@ def made(name, run, found):
         table, t = stage.recipe.data, stage.recipe.train
         rows += [("pictures", f"{H} × {W}, {'grey' if C == 1 else 'RGB'}"),
                  ("learned from", DATA.get(table.name, "pictures of your own")
-                  + (f" (split {table.split})" if table.split != "train" else "")),
+                  + (", of it only the 10,000 test images" if table.split == "test" else "")),
                  ("parameters", ", ".join(f"{part.count():,} {what}" for what, part in parts.items()
                                           if part)),
                  ("diffusion", f"{stage.recipe.diffusion.schedule} schedule, "
