@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from tinydiff.autograd import Tensor, no_grad
+from tinydiff.autograd import Tensor, no_grad, silu
 from tinydiff.models import UNet, UNetConfig
 from tinydiff.models.blocks import AttentionBlock, Downsample, ResBlock, Upsample
-from tinydiff.models.unet import depth_to_space, places, space_to_depth
+from tinydiff.models.unet import depth_to_space, space_to_depth
 
 TINY = UNetConfig.tiny(context_width=64)
 
@@ -100,26 +100,38 @@ def test_odd_pictures_keep_their_size_and_have_the_right_slope(H, W, rng):
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-def test_a_unet_with_coordinates_knows_where_a_pixel_lies(patch, rng):
-    config = replace(TINY, patch=patch, coordinates=True)
-    unet = randomised(UNet(config, rng=rng), rng)
-    x, t, context = np.zeros((1, 4 * patch, 6 * patch, 1)), np.array([500]), np.zeros((1, 3, 64))
-    told = unet.predict(x, t, context)
-    blind = UNet(replace(config, coordinates=False), rng=rng)
-    for name, p in blind.parameters().items():            # the same network, less two channels
-        p.data[...] = unet.parameters()[name].data[tuple(slice(n) for n in p.shape)]
-    assert not np.allclose(blind.predict(x, t, context), told)
-    unet.conv_in.w.data[:, :, -2:] = 0
-    np.testing.assert_allclose(blind.predict(x, t, context), unet.predict(x, t, context),
-                               rtol=0, atol=1e-5)
+def test_a_unet_with_a_layout_has_the_right_slope(patch, rng):
+    checked = Checked(replace(TINY, layout=3, patch=patch), 3 * patch, 5 * patch, rng)
+    for _ in range(8):
+        differences, exact = checked.slope_along_a_direction(rng)
+        assert differences == pytest.approx(exact, abs=1e-6)
 
 
-def test_places_are_told_down_and_to_the_right():
-    where = places(Tensor(np.zeros((2, 3, 5, 4), np.float32)))
-    assert (where.shape, where.dtype) == ((2, 3, 5, 2), np.float32)
-    np.testing.assert_array_equal(where[1, :, 2, 0], [-1, 0, 1])
-    np.testing.assert_array_equal(where[0, 1, :, 1], [-1, -0.5, 0, 0.5, 1])
-    np.testing.assert_array_equal(where[:, 0, 0], -1)
+def test_a_layout_is_waves_of_cosines_that_the_embedding_moves(rng):
+    unet = randomised(UNet(replace(TINY, layout=3), rng=rng), rng)
+    unet.conv_in.w.data[...], unet.conv_in.b.data[...] = 0, 0
+    told = unet.layout(silu(emb := Tensor(rng.standard_normal((2, 32))))).data.reshape(2, 3, 3, 8)
+    got = unet.laid_out(Tensor(np.zeros((2, 4, 5, 1))), emb).data
+    down, across = ((np.arange(n) + 0.5) / n for n in (4, 5))
+    expected = sum(told[:, i, j, None, None] * np.cos(np.pi * i * down)[:, None, None]
+                   * np.cos(np.pi * j * across)[:, None] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_a_layout_tells_each_pixel_how_far_down_and_across_it_lies(rng):
+    unet = UNet(replace(TINY, layout=1), rng=rng)
+    unet.conv_in.w.data[...] = 0
+    unet.conv_in.w.data[1, 1, 1, 0] = unet.conv_in.w.data[1, 1, 2, 1] = 1
+    got = unet.laid_out(Tensor(np.zeros((2, 2, 4, 1))), Tensor(np.zeros((2, 32)))).data
+    np.testing.assert_allclose(got[1, :, 3, 0], [-0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(got[0, 1, :, 1], [-0.75, -0.25, 0.25, 0.75], atol=1e-6)
+
+
+def test_a_fresh_layout_is_not_moved_by_what_is_told(rng):
+    unet = UNet(replace(TINY, layout=2), rng=rng)
+    h = Tensor(rng.standard_normal((1, 4, 4, 1)))
+    one, two = (unet.laid_out(h, Tensor(rng.standard_normal((1, 32)))).data for _ in range(2))
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("patch", [1, 2])

@@ -178,7 +178,7 @@ def test_what_was_exported_draws_the_same_when_it_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(("run", "complaint"), [
-    (dict(patch=2), r"model\.patch = 2"), (dict(coordinates=True), r"model\.coordinates = True"),
+    (dict(patch=2), r"model\.patch = 2"), (dict(layout=3), r"model\.layout = 3"),
     (dict(transformer=0), r"model\.transformer"),
     (dict(text={"form": "masked"}), r"text\.form"), (dict(predicts="velocity"), "no scheduler"),
     (dict(schedule=Schedule.karras()), "no scheduler")])

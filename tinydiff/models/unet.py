@@ -5,7 +5,7 @@ from itertools import repeat
 
 import numpy as np
 
-from tinydiff.autograd import Tensor, concat, dropout, no_grad, recomputed
+from tinydiff.autograd import Tensor, concat, dropout, no_grad, recomputed, silu
 from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
 from tinydiff.models.unet_config import UNetConfig
@@ -37,7 +37,9 @@ class UNet(Module):
         pooled = c.pooled and c.context_width
         self.pooled = Linear(c.context_width, c_emb, rng=rng) if pooled else None
         self.label = Embedding(c.classes, c_emb, rng=rng) if c.classes else None
-        self.conv_in = Conv2d(c.channels * c.patch**2 + 2 * c.coordinates, c.base, 3, rng=rng)
+        self.conv_in = Conv2d(c.channels * c.patch**2 + 2 * bool(c.layout), c.base, 3, rng=rng)
+        waves = c.layout**2 * c.base
+        self.layout = Linear(c_emb, waves, rng=rng, scale=0.0) if waves else None
 
         self.down, h, skips = [], c.base, [c.base]        # h: channels so far
         for level, width in enumerate(widths):
@@ -74,8 +76,8 @@ class UNet(Module):
         drops = dropouts(self.config.dropout, rng)
         emb = self.embed(t, context, class_labels)                    # (N, c_emb)
         x_t = 2 * x_t - 1 if self.config.centre_input else x_t
-        h = space_to_depth(x_t, self.config.patch)
-        h = self.conv_in(concat(h, places(h)) if self.config.coordinates else h)
+        h = space_to_depth(x_t, self.config.patch)                    # (N, H/p, W/p, p·p·C)
+        h = self.conv_in(h) if self.layout is None else self.laid_out(h, emb)
         skips = [h]                                                   # (N, H/p, W/p, base)
         for level in self.down:
             for block in level.blocks:
@@ -102,6 +104,24 @@ class UNet(Module):
         if self.label is not None:
             emb = emb + self.label(class_labels)
         return emb
+
+    def laid_out(self, h, emb):
+        """conv_in, told where each pixel lies, and a shift that varies slowly over the picture.
+
+        To a convolution all places are alike, so "in the top left" could move nothing. Here each
+        pixel brings its coordinates (CoordConv, 1807.03247), and what is told moves waves:
+        cosines down times cosines across.
+        """
+        N, H, W, _ = h.shape
+        xp, k = array_module(h), self.config.layout
+        down, across = ((xp.arange(n) + 0.5) / n for n in (H, W))     # in [0, 1]
+        where = xp.stack(xp.meshgrid(2 * down - 1, 2 * across - 1, indexing="ij"), axis=-1)
+        where = xp.broadcast_to(where.astype(h.dtype), (N, H, W, 2))
+        waves = (xp.cos(np.pi * down[:, None] * xp.arange(k))[:, None, :, None]
+                 * xp.cos(np.pi * across[:, None] * xp.arange(k))[:, None])
+        waves = waves.reshape(H * W, k * k).astype(h.dtype)
+        heights = self.layout(silu(emb)).reshape(N, k * k, self.config.base)
+        return self.conv_in(concat(h, where)) + (waves @ heights).reshape(N, H, W, -1)
 
     def predict(self, x, t, context=None, class_labels=None):
         """The same on arrays, remembering nothing; t, a number or (N,), as the network counts."""
@@ -159,17 +179,6 @@ def dropouts(p, rng):
     while True:
         seed = rng.integers(2**63)
         yield lambda h, seed=seed: dropout(h, p=p, rng=np.random.default_rng(seed))
-
-
-def places(h):
-    """How far down and to the right each pixel lies: (N, H, W, C) -> (N, H, W, 2) in [-1, 1].
-
-    To a convolution all places are alike; to the words "in the top left" they are not.
-    CoordConv (1807.03247) §3
-    """
-    xp, (N, H, W, _) = array_module(h), h.shape
-    down, right = xp.meshgrid(xp.linspace(-1, 1, H), xp.linspace(-1, 1, W), indexing="ij")
-    return xp.broadcast_to(xp.stack([down, right], axis=-1).astype(h.dtype), (N, H, W, 2))
 
 
 def space_to_depth(x, p):

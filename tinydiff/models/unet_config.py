@@ -43,7 +43,7 @@ class UNetConfig:
     middle_groups:    int | None = None # of that attention's GroupNorm; 0: no norm; None: groups
     outputs:          int | None = None # channels of the result; None: channels, or twice as many
     centre_input:     bool = False      # pixels come in [0, 1] and are stretched to [-1, 1]
-    coordinates:      bool = False      # two more channels come in: where a pixel lies
+    layout:           int = 0           # waves each way by which the text says where; 0: not at all
 
     @classmethod
     def ddpm_cifar10(cls):

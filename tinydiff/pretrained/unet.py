@@ -166,7 +166,7 @@ def refuse(c, text, depths, inside):
     """Refuse a UNetConfig that has no words in diffusers, by the key of [model]."""
     for key, possible, wanted in (
             ("patch", c.patch == 1, 1),
-            ("coordinates", not c.coordinates, "false"),
+            ("layout", c.layout == 0, 0),
             ("middle", c.middle != 1 or (text and not c.attend_middle), 2),
             ("attend_middle", not text or c.middle < 2 or c.attend_middle, "true"),
             ("middle_groups", text or c.adaptive or c.middle_groups != 0, c.groups),
