@@ -233,6 +233,18 @@ def test_a_batch_is_a_function_of_its_generator_and_stays_what_it_was():
         "a picture of a small green cross in the bottom right on a grey background"]
 
 
+@pytest.mark.parametrize("share", [1.0, 0.4, 0.0])
+def test_that_share_of_a_lesson_has_one_object_and_tells_its_place(share):
+    x, texts = shapes.read("shapes", "train").batch(300, 0, 0, 0.5, np.random.default_rng(1), share)
+    told = [re.fullmatch(f"(a picture of |there is )?{THING} ({WHERE})( on .*)?", text) is not None
+            for text in texts]
+    few = sum(told) if share == 1 else told.index(False)
+    assert few == 300 if share == 1 else abs(few - 300 * share) < 30
+    assert len(x) == 300
+    if share < 1:
+        assert sum(len(re.findall(THING, text)) > 1 for text in texts[few:]) > (300 - few) / 3
+
+
 def test_the_share_of_plain_captions_is_as_asked():
     world = shapes.read("shapes", "train")
     plain = r"a \w+ \w+( \w+ (of )?an? \w+ \w+(, which is \w+ (of )?an? \w+ \w+)?)?"

@@ -48,6 +48,22 @@ def test_ten_steps_and_ten_more_give_the_bytes_of_twenty(tmp_path):
     assert rows(tmp_path / "parts", timed=False) == rows(tmp_path / "whole", timed=False)
 
 
+def test_lessons_grow_from_simple_scenes_to_all_there_is(monkeypatch):
+    training = Training(tiny(train={"lessons": 4}, data={"name": "shapes"}, text={"length": 40}),
+                        data.load("shapes"))
+    shares, whole = [], type(training.dataset).batch
+    monkeypatch.setattr(type(training.dataset), "batch", lambda world, *given, **lesson: (
+        shares.append(lesson.get("simple", 0.0)), whole(world, *given, **lesson))[1])
+    for step in range(1, 6):
+        training.batch(step)
+    assert shares == [0.75, 0.5, 0.25, 0.0, 0.0]
+
+
+def test_pictures_that_are_given_have_no_simple_ones():
+    with pytest.raises(ValueError, match=r"train\.lessons: only scenes drawn on the fly"):
+        in_training(train={"lessons": 4})
+
+
 def test_a_resumed_optimizer_goes_on_with_its_means_and_its_plan(tmp_path):
     run(tmp_path, stop_at=10)
     resumed, fresh = in_training(), in_training()

@@ -30,8 +30,8 @@ KINDS    = {bool: "true or false", int: "a whole number from {}", float: "a numb
 FOLLOWS  = {"channels": 1, "outputs": None, "context_width": None, "classes": None,
             "learned_variance": False}                    # from data, text and diffusion.loss
 MAY_BE_ZERO = {"attend", "autoencoder.steps", "adversarial_from", "codes", "depth",
-               "frequency_shift", "layout", "middle", "sample_every", "seed", "t_first",
-               "transformer", "warmup"}
+               "frequency_shift", "layout", "lessons", "middle", "sample_every", "seed",
+               "t_first", "transformer", "warmup"}
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ class TrainTable:
     beta2:        float = 0.99   # of Adam: decay of the running mean of squared gradients
     ema:          float = 0.99   # decay of the running mean of the weights, which is what is kept
     plain:        float = 0.5    # share of captions in their first, plainest wording
+    lessons:      int   = 0      # steps in which scenes grow from one object to all there is
     drop:         float = 0.1    # share of captions left out, for guidance
     seed:         int   = 0      # of everything random in the run
     save_every:   int   = 500    # steps between checkpoints

@@ -48,6 +48,9 @@ class Training:
 
     def __init__(self, recipe, dataset, autoencoder=None):
         self.recipe, self.dataset, self.autoencoder = recipe, dataset, autoencoder
+        if recipe.train.lessons and dataset.count is not None:
+            raise ValueError("train.lessons: only scenes drawn on the fly can be simple at first, "
+                             f"not {recipe.data.name}; leave it out")
         self.plan, self.schedule = recipe.train, recipe.schedule()
         self.model = model_of(recipe, dataset,
                               autoencoder.config.latent if autoencoder else dataset.shape[-1])
@@ -108,7 +111,8 @@ class Training:
         """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""
         t = self.recipe.train
         rng = noise.generator(t.seed, step, purpose=noise.CAPTION)
-        pictures, texts = self.dataset.batch(t.batch, step - 1, t.seed, t.plain, rng)
+        lesson = {"simple": 1 - step / t.lessons} if step <= t.lessons else {}
+        pictures, texts = self.dataset.batch(t.batch, step - 1, t.seed, t.plain, rng, **lesson)
         x0, ids = images.to_float(pictures), np.stack([self.ids(text) for text in texts])
         # CFG Alg. 1, line 3
         ids[rng.random(len(ids)) < t.drop] = self.ids("")         # so that it can draw unprompted

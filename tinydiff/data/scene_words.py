@@ -32,13 +32,13 @@ def plainest(scene):
     return _chain(named, [name for _, name, _ in related]), Claim(named, related, None)
 
 
-def varied(scene, dice):
+def varied(scene, dice, forms=FORMS):
     """One of many captions of a scene and its Claim: "over a red cross, a large blue square".
 
     Sizes, place, relations and background are named or not, in any order, with synonyms.
     """
     things = dice.choose(list(permutations(scene.objects)))
-    form, frame, ground = map(dice.choose, (FORMS, FRAMES, GROUNDS))
+    form, frame, ground = map(dice.choose, (forms, FRAMES, GROUNDS))
     named = tuple(Named(o.colour, o.shape, dice.choose((None, o.size))) for o in things)
     related = _neighbours(things) if form != "listed" else ()
     said = [dice.choose(SAID[name]) for _, name, _ in related]

@@ -67,12 +67,18 @@ class World:
         dice = Dice(np.random.default_rng(0))
         return [varied(random_scene(dice, self.split), dice)[0] for _ in range(4000)]
 
-    def batch(self, count, step, seed, plain, rng):
-        """Pictures uint8 (count, side, side, 3) and captions, list of str, drawn from `rng`."""
+    def batch(self, count, step, seed, plain, rng, simple=0.0):
+        """Pictures uint8 (count, side, side, 3) and captions, list of str, drawn from `rng`.
+
+        Of a share `simple` is one object and its place told: a lesson in words, with little else
+        to see. Who is shown all there is from the start hardly ever learns "left of".
+        """
         dice = Dice(rng)
-        scenes = [random_scene(dice, self.split) for _ in range(count)]
-        texts = [plainest(scene) if dice.between(0, 1) < plain else varied(scene, dice)
-                 for scene in scenes]
+        few = sum(dice.between(0, 1) < simple for _ in range(count if simple else 0))
+        scenes = [random_scene(dice, self.split, 1 if n < few else None) for n in range(count)]
+        texts = [varied(scene, dice, ("plain",)) if n < few else
+                 plainest(scene) if dice.between(0, 1) < plain else varied(scene, dice)
+                 for n, scene in enumerate(scenes)]
         return draw(scenes, self.shape[0]), [text for text, _ in texts]
 
     def ask(self, rng, objects, split):
