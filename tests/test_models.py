@@ -118,6 +118,21 @@ def test_a_layout_is_waves_of_cosines_that_the_embedding_moves(rng):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
+def test_each_word_moves_the_waves_of_a_layout_by_itself(rng):
+    unet = randomised(UNet(replace(TINY, layout=2), rng=rng), rng)
+    unet.conv_in.w.data[...], unet.conv_in.b.data[...] = 0, 0
+    emb, context = (rng.standard_normal(shape) for shape in ((2, 32), (2, 3, 64)))
+    blank, heard = Tensor(np.zeros((2, 4, 4, 1))), 0
+    for word in range(3):
+        told = silu(Tensor(emb + unet.words(Tensor(context[:, word])).data))
+        heard = heard + unet.layout(told).data.reshape(2, 2, 2, 8) / 3
+    got = unet.laid_out(blank, Tensor(emb), Tensor(context)).data
+    across = np.cos(np.pi * (np.arange(4) + 0.5) / 4)
+    np.testing.assert_allclose(got.mean(axis=(1, 2)), heard[:, 0, 0], atol=1e-6)
+    np.testing.assert_allclose((got * across[:, None]).mean(axis=(1, 2)) * 2, heard[:, 0, 1],
+                               atol=1e-6)
+
+
 def test_a_layout_tells_each_pixel_how_far_down_and_across_it_lies(rng):
     unet = UNet(replace(TINY, layout=1), rng=rng)
     unet.conv_in.w.data[...] = 0

@@ -1,10 +1,10 @@
-"""AdamW, its flat buffer, EMA, clipping and the learning rate, against the textbook."""
+"""AdamW, Muon, their flat buffer, EMA, clipping and the learning rate, against the textbook."""
 
 import numpy as np
 import pytest
 
 from tinydiff.autograd import Tensor
-from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
+from tinydiff.optim import EMA, AdamW, Flat, Muon, clip_grad, learning_rate, orthogonal
 
 
 def parameters(rng, dtype=np.float64):
@@ -78,6 +78,61 @@ def test_parameters_and_gradients_are_views_of_one_buffer(rng):
     np.testing.assert_array_equal(ours["b"].data, [102, 103, 104, 105])
     assert ours["scale"].data == 106
     np.testing.assert_array_equal(flat.views(flat.data)["w"], ours["w"].data)
+
+
+def polynomial(s):
+    """What five steps of Newton and Schulz make of a singular value."""
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (9, 2), (1, 4), (7, 1)])
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(shape, rng):
+    G = rng.standard_normal(shape)
+    U, S, Vt = np.linalg.svd(G, full_matrices=False)
+    expected = (U * polynomial(S / np.linalg.norm(S))) @ Vt
+    np.testing.assert_allclose(orthogonal(G), expected, atol=1e-6)
+    np.testing.assert_allclose(orthogonal(1e3 * G), expected, atol=1e-6)      # however long
+    levelled = np.linalg.svd(orthogonal(G), compute_uv=False)
+    assert (levelled[S > 0.02 * np.linalg.norm(S)] > 0.65).all()
+    assert (levelled < 1.25).all()
+
+
+def test_orthogonal_takes_a_gradient_that_is_zero_or_of_low_rank_in_float32(rng):
+    assert not orthogonal(np.zeros((3, 4), np.float32)).any()
+    low = np.outer(rng.standard_normal(60), rng.standard_normal(40)).astype(np.float32)
+    levelled = np.linalg.svd(orthogonal(low), compute_uv=False)
+    assert levelled[0] == pytest.approx(polynomial(1.0), abs=1e-4)
+    assert (levelled[1:] < 0.01).all()                    # what is not there is not made up
+
+
+def test_muon_moves_matrices_by_the_orthogonal_one_and_all_else_as_adamw(rng):
+    ours, theirs = parameters(np.random.default_rng(3)), parameters(np.random.default_rng(3))
+    start = {name: p.data.copy() for name, p in ours.items()}
+    ema, m = EMA(Flat(ours), decay=0.5), {}
+    muon, adamw = Muon(ema.flat, decay=0.1, ema=ema), AdamW(Flat(theirs), decay=0.1)
+    mean = {name: w.copy() for name, w in start.items()}
+    for step in range(1, 6):
+        for name, p in ours.items():
+            g = rng.standard_normal(p.shape)
+            p.grad[...], theirs[name].grad[...] = g, g
+            m[name] = 0.9 * m.get(name, 0) + 0.1 * g
+        muon.step(0.01, step)
+        adamw.step(0.01, step)
+        for name, size in (("w", 4), ("conv.w", 18)):     # (3, 4), (3·3·2, 5)
+            G = m[name].reshape(-1, m[name].shape[-1])
+            way = 0.2 * size**0.5 * orthogonal(G).reshape(m[name].shape)
+            start[name] -= 0.01 * (way + 0.1 * start[name])
+        d = min(0.5, (1 + step) / (10 + step))
+        for name, p in ours.items():
+            mean[name] += (1 - d) * (p.data - mean[name])
+    for name, p in ours.items():
+        expected = start[name] if name.endswith("w") else theirs[name].data
+        np.testing.assert_allclose(p.data, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(ema.flat.views(ema.data)[name], mean[name], rtol=1e-9,
+                                   atol=1e-12)
+    assert not ema.flat.grad.any()
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])

@@ -233,16 +233,18 @@ def test_a_batch_is_a_function_of_its_generator_and_stays_what_it_was():
         "a picture of a small green cross in the bottom right on a grey background"]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4, 0.0])
-def test_that_share_of_a_lesson_has_one_object_and_tells_its_place(share):
-    x, texts = shapes.read("shapes", "train").batch(300, 0, 0, 0.5, np.random.default_rng(1), share)
-    told = [re.fullmatch(f"(a picture of |there is )?{THING} ({WHERE})( on .*)?", text) is not None
-            for text in texts]
-    few = sum(told) if share == 1 else told.index(False)
-    assert few == 300 if share == 1 else abs(few - 300 * share) < 30
-    assert len(x) == 300
-    if share < 1:
-        assert sum(len(re.findall(THING, text)) > 1 for text in texts[few:]) > (300 - few) / 3
+@pytest.mark.parametrize("simple", [1.0, 0.5, 0.2, 0.0])
+def test_lessons_are_of_one_object_and_its_place_then_of_two_and_their_relation(simple):
+    world = shapes.read("shapes", "train")
+    x, texts = world.batch(1200, 0, 0, 1.0, np.random.default_rng(1), simple)
+    place = sum(re.fullmatch(f"(a picture of |there is )?{THING} ({WHERE})( on .*)?", text)
+                is not None for text in texts)
+    objects = np.bincount([len(re.findall(THING, text)) for text in texts], minlength=4)[1:]
+    lessons, rest = [simple**2, 2 * simple * (1 - simple), 0], (1 - simple)**2
+    expected = np.add(lessons, rest * np.array([9, 8, 3]) / 20)
+    assert abs(place / 1200 - simple**2) < 0.05           # all else is told in plain words
+    np.testing.assert_allclose(objects / 1200, expected, atol=0.05)
+    assert len(x) == 1200
 
 
 def test_the_share_of_plain_captions_is_as_asked():

@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tinydiff.autograd import Tensor
 from tinydiff.models import TextEncoder, TextEncoderConfig
-from tinydiff.models.text_encoder import distances
+from tinydiff.models.text_forms import distances
 from tinydiff.models.tokenizer import PAD
 from tinydiff.pretrained.weights import UNSET
 
 SMALL = TextEncoderConfig(vocabulary=300, length=8, width=6, depth=2, heads=2)
 FORMS = {
     "masked":       SMALL,
+    "near":         replace(SMALL, form="near"),
     "clip":         replace(SMALL, form="clip", activation="gelu_quick", end=2, hidden=10),
     "bert":         replace(SMALL, form="bert", activation="gelu", eps=1e-12, hidden=10),
     "bert, wide":   replace(SMALL, form="bert", activation="gelu_tanh", kinds=1, inner=8),
@@ -82,6 +84,28 @@ def test_the_repeated_form_shows_the_text_over_and_over_behind_the_mean_of_all(r
         np.testing.assert_allclose(context[row, 0], shown.mean(axis=0), atol=1e-12)
 
 
+def test_near_heads_look_back_or_ahead_and_sooner_near_than_far(rng):
+    encoder = TextEncoder(replace(SMALL, form="near", heads=6), rng=rng).astype(np.float64)
+    x, bias = encoder.form.place(encoder, Tensor(np.zeros((1, 4, 6))))
+    assert not x.data.any()                               # nothing is added to a word
+    ahead, behind = np.triu(np.ones((4, 4), bool), 1), np.tri(4, k=-1, dtype=bool)
+    far = abs(np.arange(4) - np.arange(4)[:, None])
+    for head, slope in enumerate((1, 1, 1/4, 1/4, 1/16, 1/16)):
+        seen, hidden = (ahead, behind) if head % 2 else (behind, ahead)
+        assert (bias.data[head][hidden] < -1000).all()
+        np.testing.assert_allclose(bias.data[head][seen], -slope * far[seen])
+        assert not np.diag(bias.data[head]).any()
+
+
+def test_in_the_near_form_a_word_knows_its_neighbours_but_no_place(rng):
+    encoder = randomised(TextEncoder(replace(SMALL, form="near"), rng=rng), rng)
+    words = rng.integers(0, PAD, 5)
+    one, two = words[[0, 1, 2, 3]], words[[0, 1, 3, 2]]
+    moved = np.abs(encoder(one[None]).data[0, 0] - encoder(two[None]).data[0, 0]).max()
+    assert moved > 1e-3                                   # the order counts
+    assert not any("position" in name for name in encoder.parameters())
+
+
 def test_each_text_is_read_by_itself(rng):
     encoder = randomised(TextEncoder(SMALL, rng=rng), rng)
     ids = rng.integers(0, 300, (4, 8))
@@ -126,7 +150,11 @@ def by_hand(encoder, ids, mask):
                 s = s + [p["position.table"][row(j - i, c), h] for j in seen]
             else:
                 s = s / math.sqrt(d)
-            y[i, own] = (np.exp(s) / np.exp(s).sum()) @ v[seen, own]
+            if c.form == "near":
+                s = s - [abs(i - j) / 4**(h // 2) if (j - i) * (-1)**h <= 0 else 1e4 for j in seen]
+            with np.errstate(under="ignore"):
+                weights = np.exp(s - s.max())
+            y[i, own] = weights @ v[seen, own] / weights.sum()
         return linear(y, f"{name}.out")
 
     def think(x, name):
@@ -135,7 +163,7 @@ def by_hand(encoder, ids, mask):
                           f"{name}.mlp.out")
         return linear(act(linear(x, f"{name}.linear1")), f"{name}.linear2")
 
-    x = p["token.table"][ids] + (0 if c.form == "t5" else p["position.table"][:L])
+    x = p["token.table"][ids] + (0 if c.form in ("t5", "near") else p["position.table"][:L])
     if c.form == "bert":
         x = norm(x + p["kind.table"][0], "norm")
     for block in (f"blocks.{i}" for i in range(c.depth)):
@@ -147,6 +175,8 @@ def by_hand(encoder, ids, mask):
             x = x + think(norm(x, f"{block}.norm2"), block)
     if c.form != "bert":
         x = norm(x, "norm")
+    if c.form == "near":
+        x = np.stack([x.mean(axis=0), *x[1:]])
     summary = {"bert": lambda: np.tanh(linear(x[0], "pooler")), "clip": lambda: x[ids.argmax()]}
     return x, summary.get(c.form, lambda: None)()
 
@@ -169,7 +199,7 @@ def test_each_form_is_what_its_paper_says(form, quiet, rng):
         p.data *= 1 if name.endswith("scale") else quiet
     ids, mask = rng.integers(0, PAD, (3, 8)), np.ones((3, 8), int)
     mask[0, 5:] = mask[1, :0 if form == "clip" else 3] = 0    # who comes first must see himself
-    if form != "masked":
+    if form not in ("masked", "near"):
         ids[2, 6] = PAD                                   # an id like any other
     hidden, pooled = encoder.encode(ids, mask)
     for i in range(3):
@@ -264,7 +294,7 @@ def test_masks_that_do_not_fit_or_hide_all_are_refused(mask, message, rng):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    (dict(form="gpt"), "form is one of masked, repeated, clip, bert, t5, not 'gpt'"),
+    (dict(form="gpt"), "form is one of masked, repeated, near, clip, bert, t5, not 'gpt'"),
     (dict(activation="erf"), "activation is one of gelu, .*, not 'erf'"),
 ])
 def test_forms_that_do_not_exist_are_refused(wrong, message):

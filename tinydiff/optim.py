@@ -1,4 +1,4 @@
-"""What turns gradients into steps: AdamW over one flat buffer, clipping, the learning rate, EMA.
+"""What turns gradients into steps: AdamW and Muon over one flat buffer, clipping, the rate, EMA.
 
 All parameters live in one long array, their gradients in another: each `p.data` and `p.grad` is a
 view into them. A step is then a few lines on two arrays, however many layers there are.
@@ -8,6 +8,7 @@ from math import cos, inf, pi
 
 from tinydiff.backend import array_module
 from tinydiff.kernels import pick
+from tinydiff.parallel import one_blas_thread
 
 
 class Flat:
@@ -61,6 +62,47 @@ class AdamW:
             flat.data, flat.grad, self.m, self.v, ema and ema.data, lr=lr, step=step,
             beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
             decaying=flat.weights, ema_decay=ema.decay_at(step) if ema else 1.0, scale=1.0)
+
+
+class Muon(AdamW):
+    """Matrices move by the orthogonal matrix nearest to the running mean of their gradient.
+
+    So all that a layer could learn is learned at one pace; with Adam what is rarely of use, such
+    as "left of", waits until all else is known. What is no linear map or convolution (.w) moves
+    as with AdamW, and all move as far: an entry by 0.2 · lr in the mean.  Jordan et al. 2024
+    (kellerjordan.github.io/posts/muon), Liu et al. (2502.16982) Eq. 4
+    """
+
+    @one_blas_thread()
+    def step(self, lr, step):
+        """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
+        flat, ema, self.ema = self.flat, self.ema, None
+        before = {name: p.data.copy() for name, p in flat.parameters.items()
+                  if name.split(".")[-1] == "w"}
+        super().step(lr, step)
+        m, self.ema = flat.views(self.m), ema
+        for name, w in before.items():
+            G = m[name].reshape(-1, w.shape[-1])          # (inputs, outputs) of each
+            O = 0.2 * max(G.shape) ** 0.5 * orthogonal(G)
+            flat.parameters[name].data[...] = w - lr * (O.reshape(w.shape) + self.decay * w)
+        if ema:
+            ema.update(step)
+
+
+def orthogonal(G):
+    """Roughly U Vᵀ, where G = U S Vᵀ: five steps of Newton and Schulz, on any device.
+
+    A step is X ← X (a + b A + c A²), with A = Xᵀ X; all that is long is left out until the end.
+    The polynomial is so steep at 0 that singular values end anywhere from 0.7 to 1.2.
+    """
+    xp = array_module(G)
+    X = G / (xp.sqrt((G * G).sum()) + 1e-7)
+    X = X if G.shape[0] >= G.shape[1] else X.T            # upright
+    A, Q = X.T @ X, xp.eye(X.shape[1], dtype=X.dtype)
+    for _ in range(5):
+        P = 3.4445 * xp.eye(len(A), dtype=X.dtype) - 4.7750 * A + 2.0315 * (A @ A)
+        A, Q = P @ A @ P, Q @ P
+    return X @ Q if G.shape[0] >= G.shape[1] else (X @ Q).T
 
 
 class EMA:

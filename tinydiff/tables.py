@@ -9,10 +9,12 @@ from tinydiff import criterion
 from tinydiff.data import check_name
 from tinydiff.diffusion import fixed_large, middle, min_snr, p2, samplers, spacing, unweighted
 from tinydiff.models import AutoencoderConfig, TextEncoderConfig
+from tinydiff.optim import AdamW, Muon
 
 WEIGHTS  = {"unweighted": unweighted, "min_snr": min_snr, "p2": p2}
 LOSSES   = {"simple": criterion.simple, "hybrid": criterion.hybrid, "vlb": criterion.vlb}
 TIMES    = {"uniform": lambda schedule: None, "middle": middle}
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 SAMPLERS = {name: getattr(samplers, name) for name in (
     "ddim ddpm euler euler_ancestral heun edm dpmpp_1s dpmpp_2m dpmpp_2m_sde dpmpp_3m pndm unipc "
     "lcm flow_euler flow_heun").split()}
@@ -126,6 +128,7 @@ class TrainTable:
 
     steps:        int   = 600    # optimizer steps in all
     batch:        int   = 64     # images a step
+    optimizer:    str   = "adamw" # or muon, which moves matrices as a whole
     lr:           float = 2e-3   # largest learning rate, reached after `warmup` steps
     warmup:       int   = 50     # steps; then half a cosine down to 0
     constant:     bool  = False  # no cosine: the learning rate stays where warmup brought it
@@ -141,6 +144,7 @@ class TrainTable:
     sample_every: int   = 0      # steps between previews in samples/; 0: none
 
     def __post_init__(self):
+        nearest(self.optimizer, OPTIMIZERS, "optimizer")
         for name, fits, wanted in (("lr",    0 < self.lr < inf,      "above 0 and finite"),
                                    ("clip",  self.clip > 0,          "above 0"),
                                    ("decay", 0 <= self.decay < inf,  "of at least 0 and finite"),

@@ -23,12 +23,12 @@ from tinydiff.autograd.blame import first_bad
 from tinydiff.diffusion import noise, objective
 from tinydiff.files import append, write_atomically
 from tinydiff.frozen_text import model_of
-from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
+from tinydiff.optim import EMA, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import as_heard
 from tinydiff.progress import bar, interruptible
 from tinydiff.resuming import Diverged, put_back, read_state, refuse_lost
-from tinydiff.tables import LOSSES, TIMES, WEIGHTS
+from tinydiff.tables import LOSSES, OPTIMIZERS, TIMES, WEIGHTS
 from tinydiff.upscale import shrunk, smaller
 
 MEMORY = 1 << 28                                          # bytes for captions once read
@@ -58,8 +58,8 @@ class Training:
         self.ids = lru_cache(kept)(partial(self.model.read, cut=True))          # (L,) or (L, D)
         self.flat = Flat(self.model.parameters())
         self.ema = EMA(self.flat, decay=recipe.train.ema)
-        self.optimizer = AdamW(self.flat, beta2=recipe.train.beta2, decay=recipe.train.decay,
-                               ema=self.ema)
+        self.optimizer = OPTIMIZERS[recipe.train.optimizer](
+            self.flat, beta2=recipe.train.beta2, decay=recipe.train.decay, ema=self.ema)
         self.moments = (objective.SecondMoments(self.schedule.T)  # t is drawn where L_vlb is large
                         if recipe.diffusion.loss == "vlb" else None)
         self.times = self.moments.draw if self.moments else TIMES[recipe.diffusion.times](

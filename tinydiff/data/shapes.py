@@ -70,15 +70,17 @@ class World:
     def batch(self, count, step, seed, plain, rng, simple=0.0):
         """Pictures uint8 (count, side, side, 3) and captions, list of str, drawn from `rng`.
 
-        Of a share `simple` is one object and its place told: a lesson in words, with little else
-        to see. Who is shown all there is from the start hardly ever learns "left of".
+        The nearer `simple` is to 1, the more are lessons in words, with little else to see: one
+        object and its place, then two and their relation in plain words. Who is shown all there
+        is from the start hardly ever learns "left of".
         """
         dice = Dice(rng)
-        few = sum(dice.between(0, 1) < simple for _ in range(count if simple else 0))
-        scenes = [random_scene(dice, self.split, 1 if n < few else None) for n in range(count)]
-        texts = [varied(scene, dice, ("plain",)) if n < few else
-                 plainest(scene) if dice.between(0, 1) < plain else varied(scene, dice)
-                 for n, scene in enumerate(scenes)]
+        levels = [sum(dice.between(0, 1) >= simple for _ in range(2)) if simple else 2
+                  for _ in range(count)]
+        scenes = [random_scene(dice, self.split, (1, 2, None)[level]) for level in levels]
+        texts = [varied(scene, dice, ("plain",)) if level == 0 else
+                 plainest(scene) if level == 1 or dice.between(0, 1) < plain else
+                 varied(scene, dice) for scene, level in zip(scenes, levels)]
         return draw(scenes, self.shape[0]), [text for text, _ in texts]
 
     def ask(self, rng, objects, split):

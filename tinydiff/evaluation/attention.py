@@ -12,7 +12,7 @@ import numpy as np
 from tinydiff.autograd import attention, no_grad
 from tinydiff.data.shapes import masks
 from tinydiff.evaluation.scene_parser import parse
-from tinydiff.models.text_encoder import Repeated
+from tinydiff.models.text_forms import Masked, Repeated
 from tinydiff.viz import watch
 
 
@@ -31,7 +31,8 @@ def word_maps(run, prompts, *, n=1, **options):
             steps.append(heard(calls, asked, x_t.shape[1:3]))
             calls.clear()
     model = getattr(run, "model", run)
-    repeats = getattr(getattr(model, "text_encoder", None), "form", None) is Repeated
+    form = getattr(getattr(model, "text_encoder", None), "form", Masked)
+    repeats = issubclass(form, Repeated)
     tokenizer = model.tokenizer
     for i, maps in enumerate(np.stack(steps, axis=1)):                # (steps, M, h, w)
         words = prompts[i // n].split()

@@ -5,7 +5,7 @@ from itertools import repeat
 
 import numpy as np
 
-from tinydiff.autograd import Tensor, concat, dropout, no_grad, recomputed, silu
+from tinydiff.autograd import Tensor, concat, dropout, mean, no_grad, recomputed, silu
 from tinydiff.backend import array_module
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
 from tinydiff.models.unet_config import UNetConfig
@@ -40,6 +40,7 @@ class UNet(Module):
         self.conv_in = Conv2d(c.channels * c.patch**2 + 2 * bool(c.layout), c.base, 3, rng=rng)
         waves = c.layout**2 * c.base
         self.layout = Linear(c_emb, waves, rng=rng, scale=0.0) if waves else None
+        self.words = Linear(c.context_width, c_emb, rng=rng) if waves and c.context_width else None
 
         self.down, h, skips = [], c.base, [c.base]        # h: channels so far
         for level, width in enumerate(widths):
@@ -77,7 +78,7 @@ class UNet(Module):
         emb = self.embed(t, context, class_labels)                    # (N, c_emb)
         x_t = 2 * x_t - 1 if self.config.centre_input else x_t
         h = space_to_depth(x_t, self.config.patch)                    # (N, H/p, W/p, p·p·C)
-        h = self.conv_in(h) if self.layout is None else self.laid_out(h, emb)
+        h = self.conv_in(h) if self.layout is None else self.laid_out(h, emb, context)
         skips = [h]                                                   # (N, H/p, W/p, base)
         for level in self.down:
             for block in level.blocks:
@@ -105,12 +106,12 @@ class UNet(Module):
             emb = emb + self.label(class_labels)
         return emb
 
-    def laid_out(self, h, emb):
+    def laid_out(self, h, emb, context=None):
         """conv_in, told where each pixel lies, and a shift that varies slowly over the picture.
 
         To a convolution all places are alike, so "in the top left" could move nothing. Here each
-        pixel brings its coordinates (CoordConv, 1807.03247), and what is told moves waves:
-        cosines down times cosines across.
+        pixel brings its coordinates (CoordConv, 1807.03247), and each word moves waves: cosines
+        down times cosines across.
         """
         N, H, W, _ = h.shape
         xp, k = array_module(h), self.config.layout
@@ -120,7 +121,9 @@ class UNet(Module):
         waves = (xp.cos(np.pi * down[:, None] * xp.arange(k))[:, None, :, None]
                  * xp.cos(np.pi * across[:, None] * xp.arange(k))[:, None])
         waves = waves.reshape(H * W, k * k).astype(h.dtype)
-        heights = self.layout(silu(emb)).reshape(N, k * k, self.config.base)
+        told = emb if context is None else emb.reshape(N, 1, -1) + self.words(context)  # (N, L, …)
+        told = silu(told) if context is None else mean(silu(told), axis=1)
+        heights = self.layout(told).reshape(N, k * k, self.config.base)
         return self.conv_in(concat(h, where)) + (waves @ heights).reshape(N, H, W, -1)
 
     def predict(self, x, t, context=None, class_labels=None):
