@@ -73,20 +73,23 @@ class Muon(AdamW):
     (kellerjordan.github.io/posts/muon), Liu et al. (2502.16982) Eq. 4
     """
 
+    def __init__(self, flat, *, ema=None, **options):
+        super().__init__(flat, **options)
+        self.mean = ema                                   # not AdamW's: it waits for the matrices
+
     @one_blas_thread()
     def step(self, lr, step):
         """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
-        flat, ema, self.ema = self.flat, self.ema, None
+        flat, m = self.flat, self.flat.views(self.m)
         before = {name: p.data.copy() for name, p in flat.parameters.items()
                   if name.split(".")[-1] == "w"}
         super().step(lr, step)
-        m, self.ema = flat.views(self.m), ema
         for name, w in before.items():
             G = m[name].reshape(-1, w.shape[-1])          # (inputs, outputs) of each
             O = 0.2 * max(G.shape) ** 0.5 * orthogonal(G)
             flat.parameters[name].data[...] = w - lr * (O.reshape(w.shape) + self.decay * w)
-        if ema:
-            ema.update(step)
+        if self.mean:
+            self.mean.update(step)
 
 
 def orthogonal(G):
@@ -98,9 +101,10 @@ def orthogonal(G):
     xp = array_module(G)
     X = G / (xp.sqrt((G * G).sum()) + 1e-7)
     X = X if G.shape[0] >= G.shape[1] else X.T            # upright
-    A, Q = X.T @ X, xp.eye(X.shape[1], dtype=X.dtype)
+    one = Q = xp.eye(X.shape[1], dtype=X.dtype)
+    A = X.T @ X
     for _ in range(5):
-        P = 3.4445 * xp.eye(len(A), dtype=X.dtype) - 4.7750 * A + 2.0315 * (A @ A)
+        P = 3.4445 * one - 4.7750 * A + 2.0315 * (A @ A)
         A, Q = P @ A @ P, Q @ P
     return X @ Q if G.shape[0] >= G.shape[1] else (X @ Q).T
 

@@ -121,9 +121,9 @@ class UNet(Module):
         waves = (xp.cos(np.pi * down[:, None] * xp.arange(k))[:, None, :, None]
                  * xp.cos(np.pi * across[:, None] * xp.arange(k))[:, None])
         waves = waves.reshape(H * W, k * k).astype(h.dtype)
-        told = emb if context is None else emb.reshape(N, 1, -1) + self.words(context)  # (N, L, …)
-        told = silu(told) if context is None else mean(silu(told), axis=1)
-        heights = self.layout(told).reshape(N, k * k, self.config.base)
+        told = emb.reshape(N, 1, -1)                      # to each word, or once
+        told = told if context is None else told + self.words(context)      # (N, L or 1, c_emb)
+        heights = self.layout(mean(silu(told), axis=1)).reshape(N, k * k, self.config.base)
         return self.conv_in(concat(h, where)) + (waves @ heights).reshape(N, H, W, -1)
 
     def predict(self, x, t, context=None, class_labels=None):
