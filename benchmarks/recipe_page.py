@@ -3,7 +3,8 @@
     tinydiff train cifar10 && python benchmarks/recipe_page.py runs/cifar10
 
 Reads a finished run, draws one picture of each class with seeds 0 to 7, none left out, and replaces
-the block of that name in docs/recipes.md and the pictures beside it.
+the block of that name in docs/recipes.md and the pictures beside it. Of a run that was stopped on
+its way, as `--stop-at` does, it shows the curve only, and says how much there was to come.
 """
 
 import argparse
@@ -33,13 +34,35 @@ def main():
     step, loss = (np.array([float(row[key]) for row in rows]) for key in ("step", "loss"))
     write_atomically(docs / f"{name}-loss.png", viz.png(viz.loss_curve(step, loss)))
     run = load_run(folder)
+    if len(rows) < run.recipe.train.steps:
+        return publish(name, beginning(name, run, rows, loss))
     prompts = [data.captions(run.recipe.data.name, label)[0] for label in range(10)]
     drawn = run.generate(prompts, n=SEEDS, seed=0, show=True)
     images.write_png(docs / f"{name}-grid.png", images.grid(drawn, columns=SEEDS))
-    text = block(name, run, rows, loss, prompts)
-    if not replace_block(docs / "recipes.md", name, text):
+    publish(name, block(name, run, rows, loss, prompts))
+
+
+def publish(name, text):
+    if not replace_block(ROOT / "docs" / "recipes.md", name, text):
         sys.exit(f"docs/recipes.md has no block {name}")
     print(text)
+
+
+def beginning(name, run, rows, loss):
+    t = run.recipe.train
+    rate = float(np.median([float(row["images_per_s"]) for row in rows]))
+    days = t.steps * t.batch / rate / 86400
+    few = max(1, len(rows) // 10)
+    return f"""The first {len(rows):,} of {t.steps:,} steps of {t.batch} pictures, {run.model.count():,} \
+parameters: at {rate:.1f} pictures a
+second, their median here, the whole would take {days:,.0f} days. The loss of the first {few} steps is
+{loss[:few].mean():.4f}, of the last {few} {loss[-few:].mean():.4f}; the learning rate is still rising. \
+No checkpoint ships.
+
+![the loss of each step and its running mean]({name}-loss.png)
+
+{in_words(machine())}:
+`tinydiff train {name} --stop-at {len(rows)}`, `python benchmarks/recipe_page.py runs/{name}`."""
 
 
 def block(name, run, rows, loss, prompts):

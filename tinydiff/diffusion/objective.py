@@ -90,7 +90,7 @@ def learned_log_variance(schedule, v, t, s, above=None):
     return low + (v + 1) * ((high - low) * 0.5)                  # iDDPM Eq. 15
 
 
-def middle(schedule, sigma=3.0, spread=0.8):
+def middle(schedule, sigma=2.0, spread=1.2):
     """Draw t where it is decided what appears: ln σ(t) is logistic around ln sigma.  As EDM §5
 
     -> times(u (N,) in [0, 1)) -> t (N,) and weight 1, so that those t count more in the loss.
