@@ -379,4 +379,4 @@ viz.image_grid(np.concatenate([x[:10], turned, model8.pictures(model8.latents(x[
                rows=["x", "turned", "f = 8"])
 
 # %% [markdown]
-# **Next:** [12](12_convolution_on_the_cpu.ipynb), from seven loops to faster than PyTorch.
+# **Next:** [11](11_text_to_picture.ipynb), where a diffusion model paints such latents, to order.
