@@ -12,7 +12,7 @@ import numpy as np
 from tinydiff.autograd import attention, no_grad
 from tinydiff.data.shapes import masks
 from tinydiff.evaluation.scene_parser import parse
-from tinydiff.models.text_forms import Masked, Repeated
+from tinydiff.models.text_forms import Masked, Near
 from tinydiff.viz import watch
 
 
@@ -32,7 +32,7 @@ def word_maps(run, prompts, *, n=1, **options):
             calls.clear()
     model = getattr(run, "model", run)
     form = getattr(getattr(model, "text_encoder", None), "form", Masked)
-    repeats = issubclass(form, Repeated)
+    repeats = issubclass(form, Near)
     tokenizer = model.tokenizer
     for i, maps in enumerate(np.stack(steps, axis=1)):                # (steps, M, h, w)
         words = prompts[i // n].split()

@@ -45,27 +45,16 @@ class Masked(Form):
         return encoder.norm(x) * (ids != PAD)[:, :, None].astype(x.dtype)
 
 
-class Repeated(Masked):
-    """Ours, where padding shows the text again, over and over: whoever attends hears words only.
+class Near(Masked):
+    """Ours, made to be understood soon: half the heads look back and half ahead, near sooner.
 
-    The first token is the mean of all. Tables start so large that attention does not drown a word
-    in all others; so a text is understood several times sooner.
+    So "red" is of the circle behind it, and "above" of what is on its either side, before anything
+    is learned.  ALiBi (2108.12409)  Padding shows the text again, over and over, so that whoever
+    attends hears words only, and the first token is the mean of all. The table starts so large
+    that attention does not drown a word in all others.
     """
 
     std = 0.5
-
-    def finish(encoder, x, ids):
-        n = (ids != PAD).sum(axis=1)[:, None]             # (N, 1), never 0: each text has a BEGIN
-        shown = encoder.norm(x)[np.arange(len(ids))[:, None], np.arange(ids.shape[1]) % n]
-        return concat(mean(shown, axis=1, keepdims=True), shown[:, 1:], axis=1)
-
-
-class Near(Repeated):
-    """Ours, where places are distances: half the heads look back and half ahead, near sooner.
-
-    So "red" is of the circle behind it, and "above" of what is on its either side, before anything
-    is learned.  ALiBi (2108.12409)
-    """
 
     def tables(encoder, c, rng):                          # nothing to look up
         pass
@@ -75,6 +64,11 @@ class Near(Repeated):
         ahead = (places - places[:, None]) * np.where(heads % 2, 1, -1)
         slope = 0.25 ** (heads // 2)                      # 1, 1, 1/4, 1/4, …
         return x, Tensor(np.where(ahead >= 0, -slope * ahead, -1e4).astype(x.dtype))
+
+    def finish(encoder, x, ids):
+        n = (ids != PAD).sum(axis=1)[:, None]             # (N, 1), never 0: each text has a BEGIN
+        shown = encoder.norm(x)[np.arange(len(ids))[:, None], np.arange(ids.shape[1]) % n]
+        return concat(mean(shown, axis=1, keepdims=True), shown[:, 1:], axis=1)
 
 
 class Clip(Form):
@@ -135,4 +129,4 @@ class T5(Form):
         return x, encoder.position(rows).transpose(2, 0, 1)           # (heads, L, L)
 
 
-FORMS = {"masked": Masked, "repeated": Repeated, "near": Near, "clip": Clip, "bert": Bert, "t5": T5}
+FORMS = {"masked": Masked, "near": Near, "clip": Clip, "bert": Bert, "t5": T5}
