@@ -49,15 +49,11 @@ def publish(name, text):
 
 
 def beginning(name, run, rows, loss):
-    t = run.recipe.train
-    rate = float(np.median([float(row["images_per_s"]) for row in rows]))
-    days = t.steps * t.batch / rate / 86400
-    few = max(1, len(rows) // 10)
-    return f"""The first {len(rows):,} of {t.steps:,} steps of {t.batch} pictures, {run.model.count():,} \
-parameters: at {rate:.1f} pictures a
-second, their median here, the whole would take {days:,.0f} days. The loss of the first {few} steps is
-{loss[:few].mean():.4f}, of the last {few} {loss[-few:].mean():.4f}; the learning rate is still rising. \
-No checkpoint ships.
+    t, rate, few = run.recipe.train, pace(rows), max(1, len(rows) // 10)
+    return f"""The first {len(rows):,} of {t.steps:,} steps of {t.batch} pictures, for
+{run.model.count():,} parameters. At their median of {rate:.1f} pictures a second the whole would
+take {t.steps * t.batch / rate / 86400:,.0f} days. The loss of the first {few} steps is
+{loss[:few].mean():.4f}, of the last {few} {loss[-few:].mean():.4f}.
 
 ![the loss of each step and its running mean]({name}-loss.png)
 
@@ -65,13 +61,17 @@ No checkpoint ships.
 `tinydiff train {name} --stop-at {len(rows)}`, `python benchmarks/recipe_page.py runs/{name}`."""
 
 
+def pace(rows):
+    """Pictures a second, the median over the steps."""
+    return float(np.median([float(row["images_per_s"]) for row in rows]))
+
+
 def block(name, run, rows, loss, prompts):
     t = run.recipe.train
-    rate = float(np.median([float(row["images_per_s"]) for row in rows]))
     minutes = float(rows[-1]["seconds"]) / 60
     return f"""{len(rows):,} steps of {t.batch} pictures, {minutes:.0f} minutes at a median of
-{rate:.0f} pictures a second; {run.model.count():,} parameters. The loss of the last hundred steps
-is {loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
+{pace(rows):.0f} pictures a second; {run.model.count():,} parameters. The loss of the last hundred
+steps is {loss[-100:].mean():.4f}, of the first hundred {loss[:100].mean():.4f}.
 
 ![the loss of each step and its running mean]({name}-loss.png)
 
