@@ -11,22 +11,21 @@ docs/shapes.md.
 
 import argparse
 import json
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 from machine import in_words, machine
+from model_card import CARDS, share
 from pages import replace_block
 
 from tinydiff import data
+from tinydiff.evaluation import questions
+from tinydiff.evaluation.quality import GROUP
 from tinydiff.evaluation.scene_parser import parse, satisfies
-from tinydiff.metrics import wilson
 from tinydiff.runs import load_run
 
-DOCS  = Path(__file__).resolve().parents[1] / "docs"
 NAMES = "shapes-latent", "shapes-pixel"
-GROUP = 20                                                # prompts drawn at once
 FEW   = 8                                                 # steps
 
 
@@ -49,31 +48,21 @@ def main():
                 pictures = runs[name].generate(list(prompts), seed=1000 + start, steps=steps)
                 taken[name, steps].append((perf_counter() - began) / len(prompts))
                 kept.setdefault((name, steps, objects), []).extend(
-                    obeys(*pair) for pair in zip(pictures, claims, strict=True))
+                    satisfies(parse(picture), claim)
+                    for picture, claim in zip(pictures, claims, strict=True))
     usual = taken[asks[1]]                                # pixels in all their steps
     found = [{"name": name, "steps": steps, "minutes": minutes(name),
               "ms": 1000 * median(taken[name, steps]),
               "faster": median(p / t for p, t in zip(usual, taken[name, steps], strict=True)),
-              **{f"{k} objects": one(kept[name, steps, k]) for k in (1, 2)}}
+              **{f"{k} objects": questions.share(np.array(kept[name, steps, k])) for k in (1, 2)}}
              for name, steps in asks]
     print(json.dumps({"machine": machine(), "n": n, "runs": found}))
-    replace_block(DOCS / "shapes.md", "latents-or-pixels", table(found, n))
-
-
-def one(right):
-    """The share of what is right, and the ends of its 95 % interval."""
-    share = float(np.mean(right))
-    return share, *wilson(share, len(right))
-
-
-def obeys(picture, claim):
-    scene = parse(picture)
-    return scene is not None and bool(satisfies(scene, claim))
+    replace_block(CARDS.parent / "shapes.md", "latents-or-pixels", table(found, n))
 
 
 def minutes(name):
     """Of all stages of its training, as its card has them."""
-    card = json.loads((DOCS / "cards" / f"{name}.json").read_text(encoding="utf-8"))
+    card = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))
     return sum(stage["minutes"] for stage in card["training"])
 
 
@@ -86,11 +75,6 @@ def table(found, n):
 {n} prompts of each kind, with 95 % intervals; *as fast* as the second row, the median over groups
 of {GROUP} prompts drawn in turn. {in_words(machine())}:
 `python benchmarks/latents_or_pixels.py --n {n}`."""])
-
-
-def share(ends):
-    share, low, high = (100 * end for end in ends)
-    return f"{share:.1f} % ({low:.1f} – {high:.1f})"
 
 
 if __name__ == "__main__":
