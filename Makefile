@@ -16,7 +16,7 @@ else
   INSTALL = $(PY) -m pip install --quiet
 endif
 
-.PHONY: demo test lint bench bench-torch notebooks wheel clean
+.PHONY: demo test lint bench bench-torch cuda-check notebooks wheel clean
 
 demo: $(VENV)/.installed
 	$(PY) -m tinydiff demo $(DEMO)
@@ -37,6 +37,9 @@ bench: $(VENV)/.installed
 bench-torch: $(VENV)/.installed-parity
 	$(PY) benchmarks/cpu_kernels.py --vs torch
 	$(PY) benchmarks/cpu_page.py
+
+cuda-check: $(VENV)/.installed-kernels
+	$(PY) tools/compile_cuda.py
 
 notebooks: $(VENV)/.installed-notebooks
 	$(PY) tools/notebooks.py

@@ -57,7 +57,7 @@ def conv_cases(ag, rng):
         calls = {"forward": (x, w), "grad_input": (dy, w, x.shape), "grad_weight": (dy, x, w.shape)}
         for name, arguments in calls.items():
             run = {idea: partial(getattr(ladder[idea], name), *arguments, stride, pad)
-                   for idea in ladder if idea != "loops"}
+                   for idea in ladder.plain[1:] + ladder.compiled}
             run["torch"] = torch_conv(name, x, w, dy, stride, K // 2)
             shape = f"{N}×{H}×{H}×{C} → {O}, {K}×{K}" + f", stride {stride}" * (stride > 1)
             yield Case("conv2d", name, shape, run, gflop, mbytes)
@@ -91,7 +91,8 @@ def other_cases(ag, rng):
 
     def case(ladder, name, shape, call, skip, gflop, mbytes, torch_call):
         run = {idea: lambda idea=idea: call(ladders[ladder][idea])
-               for idea in ladders[ladder] if idea not in skip}
+               for idea in ladders[ladder].plain + ladders[ladder].compiled
+               if idea not in skip}
         run["torch"] = {"": torch_call} if TORCH else {}
         return Case(ladder, name, shape, run, gflop, mbytes)
 

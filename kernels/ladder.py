@@ -9,12 +9,14 @@ from importlib.util import find_spec
 class Ladder(Mapping):
     """{idea: module} of package's files rungN_idea.py, N = 0, 1, …
 
-    The ideas in `plain` need NumPy alone; those in `compiled` also Numba, which compiles them.
+    The ideas in `plain` need NumPy alone; those in `compiled` also Numba, which compiles them. The
+    rungs in `device` are a GPU's; given NumPy arrays they are stepped through on the CPU.
     """
 
-    def __init__(self, package, plain, compiled):
-        self.package, self.plain, self.compiled = package, plain.split(), compiled.split()
-        self.ideas = self.plain + self.compiled
+    def __init__(self, package, plain, compiled, device=""):
+        self.package = package
+        self.plain, self.compiled, self.device = plain.split(), compiled.split(), device.split()
+        self.ideas = self.plain + self.compiled + self.device
 
     def __getitem__(self, idea):
         if idea not in self.ideas:

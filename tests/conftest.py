@@ -44,6 +44,33 @@ def rng():
 
 
 @pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in for CuPy, where `import cupy` finds it.
+
+    All devices take NumPy's rungs, also between numbers, and the device's noise is made by the
+    host: what is tested is what goes where.
+    """
+    import stand_in_cupy
+
+    from tinydiff.diffusion import noise
+    from tinydiff.kernels import LADDERS, elementwise, use
+
+    def normal(*address, purpose, like):
+        return stand_in_cupy.ours(noise.batch(*address, purpose=purpose))
+
+    monkeypatch.setattr(noise.of_gpu, "normal", normal)
+    monkeypatch.setattr(elementwise, "large", lambda *arrays, work=16: False)
+    for name, module in stand_in_cupy.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    stand_in_cupy.clear()
+    stand_in_cupy.doors.clear()
+    with use(**{name: ladder.LADDER.plain[-1] for name, ladder in LADDERS.items()}):
+        yield sys.modules["cupy"]
+    doors = {"backend.py", "philox.py"}                   # the latter sends addresses of noise
+    assert {door for door in stand_in_cupy.doors if "test" not in door} <= doors
+
+
+@pytest.fixture
 def typed(capsys, monkeypatch, tmp_path):
     """A function: type a command in an empty folder -> (exit code, stdout, stderr)."""
     from tinydiff import cli

@@ -56,7 +56,7 @@ NETWORKS = mistakes(
     ("freq_shift forgotten", "nn.time_embedding:sinusoids",
      "(half - shift)", "half", "unet-ddpm/ordinary"),
     ("time counted from 1", "models.unet:UNet.predict",
-     "xp.asarray(t, ", "xp.asarray(np.add(t, 1), ", "unet-ddpm/ordinary unet-sd1/ordinary"),
+     "each(t, x)", "each(np.add(t, 1), x)", "unet-ddpm/ordinary unet-sd1/ordinary"),
     ("no silu before the time's projection", "models.blocks:ResBlock.__call__",
      "silu(emb)", "emb", "unet-ddpm/ordinary unet-sd1/ordinary"),
     ("scale_shift: scale and shift swapped", "pretrained.unet:place",
@@ -115,7 +115,7 @@ NETWORKS = mistakes(
 
 TEXTS = mistakes(
     ("CLIP sees what comes", "models.text_forms:Clip.seen",
-     " & np.tri(ids.shape[1], dtype=bool)", "", "clip/ordinary"),
+     " & np.tri(ids.shape[1], dtype=bool, like=ids)", "", "clip/ordinary"),
     ("CLIP's and T5's last norm forgotten", "models.text_forms:Form.finish",
      "encoder.norm(x)", "x", "clip/ordinary t5/ordinary"),
     ("CLIP with the exact GELU", "pretrained.text:read_config",

@@ -49,8 +49,8 @@ def in_float64(monkeypatch):
     """Draw all noise in float64; what the samplers compute follows."""
     batch = noise.batch
 
-    def wide(seed, images, step, shape, dtype=None, *, purpose=noise.X_T):
-        return batch(seed, images, step, shape, np.float64, purpose=purpose)
+    def wide(seed, images, step, shape, dtype=None, **kind):
+        return batch(seed, images, step, shape, np.float64, **kind)
 
     monkeypatch.setattr(noise, "batch", wide)
 

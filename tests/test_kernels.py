@@ -1,6 +1,7 @@
 """Ladders of rungs: files in order, imported late, chosen by `use`, refused in one sentence."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,11 @@ FUNCTIONS = {"attention": "forward backward grad_bias", "conv2d": "forward grad_
              "optimizer": "step norm"}
 RUNGS = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER]
 PLAIN = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER.plain]
+COMPILED = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER.compiled]
 each_ladder = pytest.mark.parametrize("name", LADDERS)
-each_rung = pytest.mark.parametrize(("name", "idea"), RUNGS if kernels.can_compile() else PLAIN)
+DEVICE = [(name, idea) for name, module in LADDERS.items() for idea in module.LADDER.device]
+each_rung = pytest.mark.parametrize(
+    ("name", "idea"), RUNGS if kernels.can_compile() else PLAIN + DEVICE)
 
 
 @pytest.fixture
@@ -34,12 +38,15 @@ def without_numba(monkeypatch):
 def test_a_ladder_is_its_numbered_files_with_the_plain_ones_first(name):
     module = LADDERS[name]
     folder = Path(module.__file__).parent
-    files = sorted(path.stem for path in folder.glob("rung*.py"))
+    files = sorted((path.stem for path in folder.glob("rung*.py")),
+                   key=lambda stem: int(re.match(r"rung(\d+)_", stem)[1]))
     assert files == [f"rung{i}_{idea}" for i, idea in enumerate(module.LADDER)]
-    assert module.LADDER.plain + module.LADDER.compiled == list(module.LADDER)
+    plain, compiled, device = module.LADDER.plain, module.LADDER.compiled, module.LADDER.device
+    assert plain + compiled + device == list(module.LADDER)
     assert len(module.LADDER) == len(files)
     assert module.LADDER.plain
-    assert module.DEFAULT in module.LADDER
+    assert module.DEFAULT in plain + compiled
+    assert not device or module.ON_GPU in device
 
 
 @each_rung
@@ -132,7 +139,7 @@ def test_use_refuses_what_it_does_not_know(chosen, message):
     assert pick("conv2d") is before
 
 
-@pytest.mark.parametrize(("name", "idea"), sorted(set(RUNGS) - set(PLAIN)))
+@pytest.mark.parametrize(("name", "idea"), COMPILED)
 def test_use_refuses_a_compiled_rung_where_there_is_no_numba(name, idea, without_numba):
     message = f"use: the rung '{idea}' of {name} needs Numba; pip install numba"
     with pytest.raises(ValueError, match=message), use(**{name: idea}):
@@ -143,17 +150,24 @@ def of_ones(*shape):
     return ag.Tensor(np.ones(shape, np.float32), requires_grad=True)
 
 
-OPS = {"attention": lambda: ag.attention(of_ones(2, 3, 4), of_ones(2, 5, 4), of_ones(2, 5, 4),
-                                         of_ones(3, 5)),
-       "conv2d":    lambda: ag.conv2d(of_ones(1, 5, 5, 2), of_ones(3, 3, 2, 3), padding=1),
-       "matmul":    lambda: ag.linear(of_ones(5, 2), of_ones(2, 3)),
-       "norm":      lambda: ag.group_norm(of_ones(1, 5, 5, 4), of_ones(4), of_ones(4), groups=2)}
+OPS = {"attention": lambda of: ag.attention(of(2, 3, 4), of(2, 5, 4), of(2, 5, 4), of(3, 5)),
+       "conv2d":    lambda of: ag.conv2d(of(1, 4, 3, 2), of(2, 2, 2, 3), padding=1),
+       "matmul":    lambda of: ag.linear(of(5, 2), of(2, 3)),
+       "norm":      lambda of: ag.group_norm(of(1, 5, 5, 4), of(4), of(4), groups=2)}
+
+
+def skip_if_it_cannot_run(name, idea):
+    if (name, idea) in COMPILED:
+        pytest.importorskip("numba")
+    if (name, idea) in DEVICE:
+        pytest.importorskip("greenlet")
+        if not shutil.which("g++"):
+            pytest.skip("needs the compiler g++")
 
 
 @pytest.mark.parametrize(("name", "idea"), [pair for pair in RUNGS if pair[0] in OPS])
 def test_an_op_plays_back_on_the_rung_that_recorded(name, idea, monkeypatch):
-    if (name, idea) not in PLAIN:
-        pytest.importorskip("numba")
+    skip_if_it_cannot_run(name, idea)
     calls = []
 
     class Spy:
@@ -165,10 +179,41 @@ def test_an_op_plays_back_on_the_rung_that_recorded(name, idea, monkeypatch):
             return getattr(self.real, function)
 
     pick_really = kernels.rung
-    monkeypatch.setattr(kernels, "rung", lambda name, idea: Spy(pick_really(name, idea)))
+    monkeypatch.setattr(kernels, "rung", lambda *address: Spy(pick_really(*address)))
     with use(**{name: idea}):
-        y = OPS[name]()
+        y = OPS[name](of_ones)
     y.backward(np.ones_like(y.data))
     rung = LADDERS[name].LADDER[idea]
     assert {real for real, _ in calls} == {rung}
     assert [function for _, function in calls] == FUNCTIONS[name].split()
+
+
+def op_and_gradients(name, idea):
+    """What an op makes of random numbers on a rung, and their gradients."""
+    rng, tensors = np.random.default_rng(0), []
+
+    def of(*shape):
+        numbers = rng.standard_normal(shape).astype(np.float32)
+        tensors.append(ag.Tensor(numbers, requires_grad=True))
+        return tensors[-1]
+
+    with use(**{name: idea}):
+        y = OPS[name](of)
+        y.backward(np.cos(np.arange(y.data.size, dtype=np.float32)).reshape(y.shape))
+    return [y.data, *(tensor.grad for tensor in tensors)]
+
+
+@pytest.mark.parametrize(("name", "idea"), [pair for pair in DEVICE if pair[0] in OPS])
+def test_a_rung_of_a_gpu_in_use_steps_through_arrays_of_numpy(name, idea):
+    skip_if_it_cannot_run(name, idea)
+    right = op_and_gradients(name, LADDERS[name].LADDER.plain[-1])
+    for got, expected in zip(op_and_gradients(name, idea), right, strict=True):
+        assert type(got) is np.ndarray
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_greenlet_a_rung_of_a_gpu_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    with (pytest.raises(ModuleNotFoundError, match="needs greenlet; pip install greenlet"),
+          use(matmul="cuda_shared")):
+        OPS["matmul"](of_ones)

@@ -307,5 +307,5 @@ def test_nothing_behind_an_array_is_read():
 
 
 def test_the_ladder_starts_at_the_definition_and_runs_online():
-    assert list(LADDER) == ["plain", "online"]
+    assert LADDER.plain + LADDER.compiled == ["plain", "online"]
     assert DEFAULT == "online"

@@ -9,7 +9,7 @@ from kernel_helpers import python
 from tinydiff_kernels import optimizer
 from tinydiff_kernels.ladder import can_compile
 
-RUNGS = [idea for idea in optimizer.LADDER if idea in optimizer.LADDER.plain or can_compile()]
+RUNGS = optimizer.LADDER.plain + (optimizer.LADDER.compiled if can_compile() else [])
 each_rung = pytest.mark.parametrize("idea", RUNGS)
 NAMES = ("data", "grad", "m", "v", "ema")
 HOW = dict(lr=2e-3, beta1=0.9, beta2=0.99, eps=1e-8, decay=0.01, step=3, ema_decay=0.999, scale=0.5)

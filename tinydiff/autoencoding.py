@@ -6,6 +6,7 @@
 L_rec is the squared error alone; a perceptual loss would need a network trained elsewhere.
 """
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from math import isfinite
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from tinydiff import checkpoint, images
 from tinydiff.autograd import Tensor, mean, mse, sum
+from tinydiff.backend import alongside
 from tinydiff.diffusion import noise
 from tinydiff.models import (
     AutoencoderConfig,
@@ -24,7 +26,7 @@ from tinydiff.models import (
 from tinydiff.optim import EMA, AdamW, Flat, clip_grad, learning_rate
 from tinydiff.parallel import one_blas_thread
 from tinydiff.resuming import Diverged, put_back, read_state, refuse_lost
-from tinydiff.train import culprit, worst
+from tinydiff.train import play_back, worst
 
 DECIDES = "data.", "autoencoder.", "train.seed", "train.clip"      # on the pictures' latents
 ADVICE = "train into another folder with a smaller autoencoder.lr"
@@ -38,15 +40,16 @@ class AutoencoderTraining:
     """
 
     file, log, what = "autoencoder.safetensors", "autoencoder.csv", "autoencoder"
+    torn = False                                          # as of Training
 
-    def __init__(self, recipe, dataset):
+    def __init__(self, recipe, dataset, device="cpu"):
         self.recipe, self.dataset, self.plan = recipe, dataset, recipe.autoencoder
         rng = np.random.default_rng(recipe.train.seed)
-        self.model = autoencoder_for(self.plan.config(dataset.shape[-1]), rng=rng)
+        self.model = autoencoder_for(self.plan.config(dataset.shape[-1]), rng=rng).to(device)
         self.flat = Flat(self.model.parameters())
         self.ema = EMA(self.flat, decay=self.plan.ema)
         self.optimizer = AdamW(self.flat, ema=self.ema)
-        self.discriminator = Discriminator(dataset.shape[-1], rng=rng)
+        self.discriminator = Discriminator(dataset.shape[-1], rng=rng).to(device)
         self.opponent = AdamW(Flat(self.discriminator.parameters()))
         self.steps_done = 0
 
@@ -63,6 +66,7 @@ class AutoencoderTraining:
             raise Diverged(f"the gradient of step {step} is {norm}, "
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
         lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=t.steps)
+        self.torn = True
         self.optimizer.step(lr, step)
         if self.contested(step):
             clip_grad(self.opponent.flat, clip)
@@ -70,7 +74,7 @@ class AutoencoderTraining:
         if t.codes:
             rng = noise.generator(self.recipe.train.seed, step, purpose=noise.DROPOUT)
             self.model.codebook.update(self.latents, rng)
-        self.steps_done = step
+        self.steps_done, self.torn = step, False
         return loss, lr, norm
 
     def contested(self, step):
@@ -90,12 +94,7 @@ class AutoencoderTraining:
         loss = mse(picture, x) + weight * regular         # LDM Eq. 25
         if self.contested(step):
             loss = loss + self.contest(picture, x, h)
-        if not isfinite(loss.item()):
-            raise Diverged(f"the loss of step {step} is {loss.item()}, "
-                           f"lost at {culprit(loss, self.flat.parameters)}; {ADVICE}")
-        self.flat.grad[...] = 0
-        loss.backward()
-        return loss.item()
+        return play_back(loss, self.flat, step, ADVICE)
 
     def contest(self, picture, x, h):
         """λ L_adv as it depends on the picture, a Tensor; and the discriminator's own gradient.
@@ -123,17 +122,17 @@ class AutoencoderTraining:
         """The pictures x (N, H, W, C) in [-1, 1] of step 1, 2, …"""
         seed = self.recipe.train.seed
         rng = noise.generator(seed, step, purpose=noise.CAPTION)
-        x = images.to_float(self.dataset.batch(self.plan.batch, step - 1, seed, 1.0, rng)[0])
+        x = self.dataset.batch(self.plan.batch, step - 1, seed, 1.0, rng)[0]
         mirrored = rng.random(len(x)) < 0.5 * self.recipe.data.flip
         x[mirrored] = x[mirrored, :, ::-1]
-        return x
+        return images.to_float(alongside(x, self.flat.data))
 
     def finished(self, batches=8):
         """The Autoencoder of the weights' running means; scale and shift measured on some batches.
 
         σ̂² = mean (z − μ̂)², so that its latents have mean 0 and deviation 1.  LDM App. G
         """
-        model = autoencoder_for(self.model.config, rng=np.random.default_rng(0))
+        model = deepcopy(self.model)
         model.load(self.flat.views(self.ema.data))
         z = np.concatenate([model.encode(self.batch(step + 1))[0] for step in range(batches)])
         model.config = replace(model.config, shift=float(z.mean()), scale=1 / float(z.std()))

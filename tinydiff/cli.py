@@ -18,6 +18,7 @@ from tinydiff.commands import (
     do_eval,
     do_export,
     do_info,
+    do_kernels,
     do_sample,
     do_train,
 )
@@ -38,9 +39,15 @@ def main(argv=None):
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror}" if error.strerror else error, 1)
     except MemoryError as error:
-        return complain(f"{str(error) or 'out of memory'}; take fewer or smaller pictures", 1)
+        said = str(error).rstrip(".") or "out of memory"
+        return complain(f"{said}; take fewer or smaller pictures", 1)
     except (ValueError, ArithmeticError, ModuleNotFoundError) as error:
         return complain(error, 1)
+    except RuntimeError as error:
+        from tinydiff.backend import of_device
+        if not of_device(error):
+            raise
+        return complain(f"the GPU failed ({error})", 1)
 
 
 def parser():
@@ -76,6 +83,7 @@ def parser():
     p.add_argument("model", metavar="RUN", help="a run folder, or the name of a shipped checkpoint")
     p.add_argument("--n", type=positive, default=400, help="pictures at its own guidance (400)")
     p.add_argument("--seed", type=seed, default=0, help="other pictures and prompts (0)")
+    p.add_argument("--device", choices=DEVICES, default="auto")
     p.add_argument("--json", action="store_true")
 
     p = command("estimate", do_estimate, "what training a recipe would cost on this machine")
@@ -91,6 +99,8 @@ def parser():
     p = command("data", do_data, "the data sets: which there are, get one, check one")
     p.add_argument("action", choices=("list", "fetch", "verify"))
     p.add_argument("name", nargs="?")
+
+    rungs_of_kernels(command("kernels", None, "the ladders of kernels, rung by rung"))
 
     p = command("info", do_info, "versions, cores, and the GPU or the reason there is none")
     p.add_argument("--json", action="store_true")
@@ -121,6 +131,39 @@ def ask_for_pictures(p):
                    help=".png, .gif or .webp (a film), .npy (samples/PROMPT-SEED.png in the run)")
 
 
+def rungs_of_kernels(p):
+    actions = p.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name, says, of=None):
+        sub = actions.add_parser(name, help=says, description=says)
+        sub.set_defaults(run=partial(do_kernels, name))
+        if of:
+            sub.add_argument("rung", metavar="LADDER/RUNG", help="as in matmul/cuda_shared")
+        return sub
+
+    p = action("list", "the rungs, what they need, where they run, and what is proved of them")
+    p.add_argument("--json", action="store_true")
+
+    p = action("run", "run a rung forward and backward, and compare it with the definition", "rung")
+    p.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), help="(the rung's own)")
+    p.add_argument("--order", type=turns, metavar="forward|reverse|SEED",
+                   help="which thread comes first where a GPU's rung is stepped through")
+    p.add_argument("--device", choices=DEVICES, default="auto")
+    p.add_argument("--shape", metavar="SIZES", help="as in 33x20x18 (small)")
+
+    p = action("trace", "draw which thread touches which element when, and what it costs", "rung")
+    p.add_argument("--function", metavar="NAME", help="(forward)")
+    p.add_argument("--array", metavar="NAME", help="the one to draw (the first)")
+    p.add_argument("--out", metavar="FILE", help="of the drawing (LADDER-RUNG-ARRAY.png)")
+    p.add_argument("--shape", metavar="SIZES", help="as in 33x20x18 (small)")
+
+    p = action("bench", "time the rungs of a ladder, all turn about")
+    p.add_argument("ladder")
+    p.add_argument("--rungs", metavar="A,B", help="(those that this machine can time)")
+    p.add_argument("--shape", metavar="SIZES", help="as in 16384x256x256 (a network's)")
+    p.add_argument("--json", action="store_true")
+
+
 def complain(sentence, code):
     print(f"tinydiff: {sentence}", file=sys.stderr)
     return code
@@ -136,6 +179,10 @@ def whole(text, low, high=None):
 
 positive, several = partial(whole, low=1), partial(whole, low=2)
 seed = partial(whole, low=0, high=2**64 - 1)
+
+
+def turns(text):
+    return text if text in ("forward", "reverse") else several(text)
 
 
 def size(text):

@@ -10,6 +10,7 @@ import re
 import sys
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tinydiff._version import __version__
@@ -29,7 +30,7 @@ def do_demo(args):
 def do_train(args):
     from tinydiff import data, recipe
     from tinydiff.autoencoding import AutoencoderTraining
-    from tinydiff.report import describe, finish, preview, resumable
+    from tinydiff.report import describe, finish, preview, rehearse, resumable, sized
     from tinydiff.train import CHECKPOINT, Training, fit
     if args.list:
         print("\n".join(recipe.shipped()))
@@ -37,7 +38,7 @@ def do_train(args):
     with usage():
         if not args.recipe:
             raise ValueError(f"train: which recipe? There are {', '.join(recipe.shipped())}")
-        on_cpu(args.device)
+        device = device_of(args)
         plan = recipe.load_recipe(args.recipe).override(args.set)
         out = a_folder(args.out or Path("runs") / Path(args.recipe).stem)
         files = [out / CHECKPOINT, out / AutoencoderTraining.file]
@@ -54,19 +55,20 @@ def do_train(args):
         """The stage, after the steps that are left of it, and how it ended."""
         if (out / stage.file).exists():
             stage.load(out / stage.file)
-        print(describe(stage, out, options.get("stop_at")), flush=True)
-        with resumable(again, *files):
+        with (resumable(again, *files), sized(partial(rehearse, stage), stage.plan.batch,
+                                              f"--set {stage.what}.batch=")):
+            print(describe(stage, out, options.get("stop_at")), flush=True)
             return fit(stage, out, **options)
 
     autoencoder, outcome = None, "done"
     if plan.autoencoder.steps:
         with usage():
-            stage = AutoencoderTraining(plan, dataset)
+            stage = AutoencoderTraining(plan, dataset, device)
         outcome = trained(stage)
         autoencoder = stage.finished()
     if outcome == "done":
         with usage():
-            training = Training(plan, dataset, autoencoder)
+            training = Training(plan, dataset, autoencoder, device)
         outcome = trained(training, stop_at=args.stop_at, preview=preview)
     asks = ["--prompt", dataset.prompts[7 % len(dataset.prompts)]]
     asks += ["--init", "SMALL.png"] if plan.upscale.factor > 1 else []
@@ -76,16 +78,16 @@ def do_train(args):
 def do_sample(args):
     from tinydiff import images
     from tinydiff.files import probe
-    from tinydiff.report import as_typed, describe_drawing
+    from tinydiff.report import as_typed, describe_drawing, rehearse_drawing, sized
     home = Path(args.model) if Path(args.model).is_dir() else Path(args.model).parent
     out = Path(args.out or home / "samples" / f"{slug(args.prompt[0])}-{args.seed}.png")
     suffix = out.suffix.lower()
     with usage():
-        on_cpu(args.device)
+        device = device_of(args)
         if suffix not in (".png", ".gif", ".webp", ".npy"):
             raise ValueError(f"--out {out}: expected a name that ends in .png, .gif, .webp or .npy")
         refuse_way(args)
-    run, prompts, told = open_model(args.model), args.prompt, {}
+    run, prompts, told = open_model(args.model).to(device), args.prompt, {}
     own = {key: vars(args)[key]
            for key in "n seed sampler steps guidance negative size strength".split()}
     if args.init:
@@ -102,9 +104,11 @@ def do_sample(args):
         asked = run.settings(prompts, **own)
         frames = run.denoise(prompts, batch=batch, show=True, **own)
     probe(out)
-    print(describe_drawing(run, asked, out, batch), flush=True)
     film = suffix in images.FILMS
-    shown = map(run.pixels, deque(frames, maxlen=None if film and not args.between else 1))
+    with sized(partial(rehearse_drawing, run, asked), batch, "--batch "):
+        print(describe_drawing(run, asked, out, batch), flush=True)
+        frames = deque(frames, maxlen=None if film and not args.between else 1)
+    shown = map(run.pixels, frames)
     columns = args.between or (args.n if args.n > 1 < len(prompts) else None)
     if args.between and film:
         shown, columns = next(shown)[:, None], 1          # each picture a frame
@@ -143,7 +147,7 @@ def do_eval(args):
     from tinydiff.evaluation.summary import table
     from tinydiff.report import describe_drawing
     from tinydiff.runs import load_run
-    run = load_run(args.model)
+    run = load_run(args.model, device_of(args))
     with usage():
         refuse(run, args.n)
     asked = run.settings(["a picture"], n=how_many(run, args.n))
@@ -190,16 +194,21 @@ def do_data(args):
     return int(any(problem for _, problem in rows))
 
 
+def do_kernels(action, args):
+    from tinydiff import kernel_commands
+    return getattr(kernel_commands, f"do_{action}")(args)
+
+
 def do_info(args):
     import numpy as np
 
-    from tinydiff.backend import why_no_gpu
+    from tinydiff.backend import gpu, why_no_gpu
     from tinydiff.parallel import cores
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     facts = {"tinydiff": __version__, "python": platform.python_version(), "numpy": np.__version__,
              "blas": f"{blas.get('name')} {blas.get('version')}", "system": platform.system(),
              "machine": platform.machine(), "cores": os.cpu_count(), "threads": cores(),
-             "gpu": why_no_gpu() or "found, but the kernels of this version run on the CPU"}
+             "gpu": why_no_gpu() or gpu()}
     lines = (f"{name:<9} {fact}" for name, fact in facts.items())
     print(json.dumps(facts) if args.json else "\n".join(lines))
 
@@ -225,13 +234,11 @@ def a_folder(path):
     return Path(path)
 
 
-def on_cpu(device):
-    """Refuse a device that cannot compute."""
-    if device == "cuda":
-        from tinydiff.backend import why_no_gpu
-        raise ValueError("--device cuda: "
-                         + (why_no_gpu() or "the kernels of this version run on the CPU")
-                         + "; use --device cpu")
+def device_of(args):
+    """"cpu" or "cuda"; what cannot be is the fault of what was typed."""
+    from tinydiff.backend import device_for
+    with usage():
+        return device_for(args.device)
 
 
 def slug(prompt):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff.autograd import Tensor
+from tinydiff.backend import alongside, to_host
 from tinydiff.checkpoint import tuples
 from tinydiff.models import TextToImage, Tokenizer, UNet, UNetConfig
 from tinydiff.models.text_encoder import TextEncoder, TextEncoderConfig
@@ -75,8 +76,6 @@ class FrozenText(TextToImage):
     ValueError for what does not fit, and for another encoder than the one of a sha256.
     """
 
-    text_encoder = staticmethod(Tensor)                   # all is said by `read`
-
     def __init__(self, folder, length, sha256=None, *, unet_config, rng):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"text.encoder = {folder!r}: there is no such folder; expected "
@@ -98,8 +97,16 @@ class FrozenText(TextToImage):
         if sha256 not in (None, self.reader["sha256"]):
             raise ValueError(f"text.encoder = {folder!r}: another text encoder is in this folder "
                              "than the one that was trained with; put that one back")
-        self.encode = lambda *of: encoder.encode(*of)[0]  # a function: no parameter is found in it
+        self.encode = lambda *of: to_host(encoder.encode(*of)[0])     # functions: no parameter is
+        self.carry = lambda device: encoder.to(device)                # found in them
         self.unet = UNet(replace(unet_config, context_width=c.width), rng=rng)
+
+    def to(self, device):
+        self.carry(device)
+        return super().to(device)
+
+    def text_encoder(self, said):                         # all is said by `read`
+        return Tensor(alongside(said, self.unet.home))
 
     @one_blas_thread()
     def read(self, text, *, cut=True):

@@ -14,9 +14,11 @@ import numpy as np
 from tinydiff import images
 from tinydiff._version import __version__
 from tinydiff.asking import editing, is_whole, refuse_drawing
+from tinydiff.backend import alongside
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.editing import inpainted, strength_nodes
 from tinydiff.diffusion.guidance import clipped, guided
+from tinydiff.nn import Module
 from tinydiff.parallel import one_blas_thread
 from tinydiff.predictor import denoiser
 from tinydiff.progress import bar
@@ -46,6 +48,13 @@ class Run:
         self.smaller = autoencoder.config.factor if autoencoder else 1    # pixels a side of x_t's
         self.factor = unet.config.patch * self.smaller    # sizes are multiples of it, in pixels
         self.channels = autoencoder.config.latent if autoencoder else channels
+
+    def to(self, device):
+        """The same Run, which draws on "cpu" or "cuda"."""
+        for part in vars(self).values():
+            if isinstance(part, (Module, Run)):
+                part.to(device)
+        return self
 
     def generate(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
                  negative="", size=None, init=None, mask=None, strength=None, batch=64, show=False):
@@ -148,7 +157,7 @@ class Run:
 
     def normal(self, seed, index, step, shape, dtype=np.float32, *, purpose):
         """The noise of pictures of these indices, `noise.batch` -> (N, *shape)"""
-        return noise.batch(seed, index, step, shape, dtype, purpose=purpose)
+        return noise.batch(seed, index, step, shape, dtype, purpose=purpose, like=self.unet.home)
 
     def shape_of(self, size):
         """The shape of x_t of a picture of `size` (H, W)."""
@@ -160,7 +169,8 @@ class Run:
 
         A number of a latent is painted where any pixel under it is to be.
         """
-        known = None if init is None else images.to_float(init.reshape(-1, *init.shape[-3:]))
+        known = None if init is None else images.to_float(
+            alongside(init.reshape(-1, *init.shape[-3:]), self.unet.home))
         if known is not None and self.autoencoder:
             with one_blas_thread():
                 known = self.autoencoder.latents(known)
@@ -168,7 +178,7 @@ class Run:
             return known, None
         f, (H, W, _) = self.smaller, mask.shape
         paint = (mask > 0).reshape(1, H // f, f, W // f, f, 1).max(axis=(2, 4))
-        return known, paint.astype(np.float32)
+        return known, alongside(paint.astype(np.float32), self.unet.home)
 
     def pixels(self, x_t):
         """A frame x_t as uint8 (N, H, W, C)."""

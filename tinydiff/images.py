@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydiff.backend import to_host
 from tinydiff.files import replace_atomically, write_atomically
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -28,14 +29,14 @@ def to_float(images):
 
 
 def to_uint8(x):
-    """float (...) in [-1, 1] -> uint8 (...): rounded to the nearest level, clipped to 0…255.
+    """float (...) in [-1, 1] -> uint8 (...) on the host: the nearest levels, clipped to 0…255.
 
     Raises ValueError on NaN, which has no colour.
     """
     if (x != x).any():
         raise ValueError(f"to_uint8: {int((x != x).sum())} of {x.size} values are NaN; "
                          "the model that made them has diverged")
-    return ((x.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+    return to_host(((x.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8))
 
 
 def grid(images, columns=None, gap=2):

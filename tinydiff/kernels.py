@@ -1,33 +1,44 @@
 """The one door to the kernels: an operation is a ladder of rungs, and `pick` takes one of them.
 
 A ladder maps rung names to modules; every rung of it has the same functions. The compiled rungs
-need Numba; without it the highest plain one runs.
+need Numba; without it the highest plain one runs, as it does on a GPU where a ladder has no other.
 """
 
 from contextlib import contextmanager
 from functools import cache
 
-from tinydiff_kernels import attention, conv2d, elementwise, matmul, norm, optimizer
+from tinydiff_kernels import attention, conv2d, elementwise, matmul, noise, norm, optimizer
 from tinydiff_kernels.ladder import can_compile
 from tinydiff_kernels.simd.pool import threads
 
-__all__ = ["LADDERS", "elementwise", "pick", "threads", "use"]
+from tinydiff.backend import array_module
+
+__all__ = ["LADDERS", "elementwise", "noise", "pick", "threads", "use"]
 
 LADDERS = {"attention": attention, "conv2d": conv2d, "matmul": matmul, "norm": norm,
            "optimizer": optimizer}
 _chosen = {}
 
 
-def pick(name):
-    """The rung of ladder `name` to run: the default, unless `use` says otherwise."""
-    return rung(name, _chosen.get(name))
+def pick(name, *arrays):
+    """The rung of ladder `name` to run: the default where the arrays live, unless `use` says else.
+
+    Raises ValueError for arrays on a GPU where `use` chose a rung of the CPU's.
+    """
+    return rung(name, _chosen.get(name), any(array_module(a).__name__ == "cupy" for a in arrays))
 
 
 @cache
-def rung(name, idea):
+def rung(name, idea, on_gpu):
     ladder = LADDERS[name]
-    if idea is None:
-        idea = ladder.DEFAULT if can_compile() else ladder.LADDER.plain[-1]
+    plain, of_gpu = ladder.LADDER.plain[-1], ladder.LADDER.device
+    if idea is None and on_gpu:
+        idea = getattr(ladder, "ON_GPU", plain)
+    elif idea is None:
+        idea = ladder.DEFAULT if can_compile() else plain
+    if on_gpu and idea not in (plain, *of_gpu):
+        raise ValueError(f"use: the rung {idea!r} of {name} runs on the CPU and the arrays are on "
+                         f"the GPU; take one of {', '.join((plain, *of_gpu))}")
     return ladder.LADDER[idea]
 
 

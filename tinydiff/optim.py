@@ -58,7 +58,7 @@ class AdamW:
     def step(self, lr, step):
         """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
         flat, ema = self.flat, self.ema
-        pick("optimizer").step(
+        pick("optimizer", flat.data).step(
             flat.data, flat.grad, self.m, self.v, ema and ema.data, lr=lr, step=step,
             beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
             decaying=flat.weights, ema_decay=ema.decay_at(step) if ema else 1.0, scale=1.0)
@@ -132,7 +132,7 @@ def clip_grad(flat, largest):
 
     A gradient without a finite norm is left as it is.
     """
-    norm = pick("optimizer").norm(flat.grad)
+    norm = pick("optimizer", flat.grad).norm(flat.grad)
     if largest < norm < inf:
         flat.grad *= largest / norm
     return norm

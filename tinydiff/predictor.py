@@ -6,10 +6,10 @@ from functools import partial
 import numpy as np
 
 from tinydiff.autograd import Tensor, cross_entropy
-from tinydiff.backend import array_module
 from tinydiff.diffusion.objective import learned_log_variance
 from tinydiff.diffusion.prediction import PREDICTS, edm_scale
 from tinydiff.diffusion.process import across
+from tinydiff.models.unet import each
 
 
 def denoiser(unet, schedule, context=None, class_labels=None, clock=None):
@@ -62,11 +62,10 @@ def grad_log_prob(classifier):
 
     def gradient(x_t, t, y):
         x = Tensor(x_t, requires_grad=True)
-        xp = array_module(x_t)
-        y = xp.broadcast_to(xp.asarray(y), len(x_t))
+        y = np.broadcast_to(y, len(x_t))
         with frozen(classifier):
             loss = cross_entropy(classifier(x, each(t, x_t)), labels=y)    # −Σ log p(y | x_t)/N
-            loss.backward(np.asarray(-len(x_t)))
+            (loss * -len(x_t)).backward()
         return x.grad
 
     return gradient
@@ -91,12 +90,6 @@ def refuse_eps_without_signal(unet, schedule):
         raise ValueError(f"denoiser: schedule {schedule.name} ends without signal (zero terminal "
                          f"SNR), where eps says nothing about x0, but the network predicts eps; "
                          f"train it to predict v or x0")
-
-
-def each(t, x_t):
-    """One time for each image, (N,), where x_t lives."""
-    xp = array_module(x_t)
-    return xp.broadcast_to(xp.asarray(t, np.float32), x_t.shape[:1])
 
 
 @contextmanager

@@ -18,14 +18,15 @@ SHIPPED = Path(__file__).parent / "weights"
 CASCADES = {"shapes": ("shapes-latent", "shapes-upscale")}
 
 
-def load_run(path):
+def load_run(path, device="cpu"):
     """A Run from a run folder, a checkpoint file, or the name of a shipped checkpoint.
 
+    device: where it draws, "cpu", "cuda", or "auto", on a GPU if there is one.
     "shapes" are two in a row: shapes-latent draws, shapes-upscale enlarges.
     Raises FileNotFoundError naming the nearest shipped one, ValueError for a damaged file.
     """
     if str(path) in CASCADES and not Path(path).exists():
-        return Cascade(*map(load_run, CASCADES[path]), path)
+        return Cascade(*map(load_run, CASCADES[path]), path).to(device)
     file = find(path)
     arrays, config = checkpoint.load(file)
     if not {"model", "schedule", "recipe", "shape"} <= config.keys():
@@ -39,7 +40,7 @@ def load_run(path):
         autoencoder = autoencoder_for(own, rng=np.random.default_rng(0))
         autoencoder.load(under("autoencoder/", arrays))
     return kind_of(recipe)(model, Schedule.named(**config["schedule"]), recipe, config["shape"],
-                           str(path), autoencoder)
+                           str(path), autoencoder).to(device)
 
 
 def under(prefix, arrays):

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinydiff import checkpoint, images
 from tinydiff.autograd.blame import first_bad
+from tinydiff.backend import alongside
 from tinydiff.diffusion import noise, objective
 from tinydiff.files import append, write_atomically
 from tinydiff.frozen_text import model_of
@@ -40,20 +41,21 @@ COLUMNS = "step,loss,lr,grad_norm,images_per_s,seconds"
 class Training:
     """A model in the making, with all that its next step depends on.
 
-    steps_done counts the optimizer steps behind it. With an Autoencoder, trained before and left
-    alone, x0 are its latents.  LDM Eq. 2
+    steps_done counts the optimizer steps behind it. With an Autoencoder, trained before on the same
+    device and left alone, x0 are its latents.  LDM Eq. 2
     """
 
     file, log, what = CHECKPOINT, "metrics.csv", "train"
+    torn = False                                          # amid a move: some weights have gone
 
-    def __init__(self, recipe, dataset, autoencoder=None):
+    def __init__(self, recipe, dataset, autoencoder=None, device="cpu"):
         self.recipe, self.dataset, self.autoencoder = recipe, dataset, autoencoder
         if recipe.train.lessons and dataset.count is not None:
             raise ValueError("train.lessons: only scenes drawn on the fly can be simple at first, "
                              f"not {recipe.data.name}; leave it out")
         self.plan, self.schedule = recipe.train, recipe.schedule()
-        self.model = model_of(recipe, dataset,
-                              autoencoder.config.latent if autoencoder else dataset.shape[-1])
+        C = autoencoder.config.latent if autoencoder else dataset.shape[-1]
+        self.model = model_of(recipe, dataset, C).to(device)
         kept = min(1 << 16, MEMORY // max(self.model.read("").nbytes, 1))
         self.ids = lru_cache(kept)(partial(self.model.read, cut=True))          # (L,) or (L, D)
         self.flat = Flat(self.model.parameters())
@@ -79,10 +81,11 @@ class Training:
             raise Diverged(f"the gradient of step {step} is {norm}, "
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
         lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=None if t.constant else t.steps)
+        self.torn = True
         self.optimizer.step(lr, step)
         if self.moments:
             self.moments.update(*self.terms)
-        self.steps_done = step
+        self.steps_done, self.torn = step, False
         return loss, lr, norm
 
     @np.errstate(all="ignore")
@@ -100,26 +103,21 @@ class Training:
                           rng=noise.generator(seed, step, purpose=noise.DROPOUT))    # LDM Eq. 3
         loss, bits = LOSSES[recipe.diffusion.loss](said, draw, x0, self.schedule, config.predicts)
         self.terms = draw.t, bits                         # of L_vlb, should the step be taken
-        if not isfinite(loss.item()):
-            raise Diverged(f"the loss of step {step} is {loss.item()}, "
-                           f"lost at {culprit(loss, self.flat.parameters)}; {ADVICE}")
-        self.flat.grad[...] = 0
-        loss.backward()
-        return loss.item()
+        return play_back(loss, self.flat, step, ADVICE)
 
     def batch(self, step):
         """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""
-        t = self.recipe.train
+        t = self.plan
         rng = noise.generator(t.seed, step, purpose=noise.CAPTION)
         lesson = {"simple": 1 - step / t.lessons} if step <= t.lessons else {}
         pictures, texts = self.dataset.batch(t.batch, step - 1, t.seed, t.plain, rng, **lesson)
-        x0, ids = images.to_float(pictures), np.stack([self.ids(text) for text in texts])
+        ids = np.stack([self.ids(text) for text in texts])
         # CFG Alg. 1, line 3
         ids[rng.random(len(ids)) < t.drop] = self.ids("")         # so that it can draw unprompted
         if self.recipe.data.flip:
-            mirrored = rng.random(len(x0)) < 0.5
-            x0[mirrored] = x0[mirrored, :, ::-1]
-        return x0, ids
+            mirrored = rng.random(len(pictures)) < 0.5
+            pictures[mirrored] = pictures[mirrored, :, ::-1]
+        return images.to_float(alongside(pictures, self.flat.data)), ids      # up go bytes
 
     def example(self):
         """Options of `Run.generate` without which this model draws nothing, for previews."""
@@ -167,6 +165,16 @@ class Training:
         self.steps_done = config["step"]
 
 
+def play_back(loss, flat, step, advice):
+    """Put the gradient of a loss into flat.grad; return the loss.  Raises Diverged if lost."""
+    if not isfinite(value := loss.item()):
+        raise Diverged(f"the loss of step {step} is {value}, "
+                       f"lost at {culprit(loss, flat.parameters)}; {advice}")
+    flat.grad[...] = 0
+    loss.backward()
+    return value
+
+
 def worst(arrays):
     """The path of the first array with what is no number, else of the one with the largest."""
     return max(arrays, key=lambda name: (not np.isfinite(arrays[name]).all(),
@@ -201,10 +209,10 @@ def fit(training, folder, *, stop_at=None, preview=None, show=True):
           bar(t.steps, start=training.steps_done, what=training.what, show=show) as progress):
         while training.steps_done < end and not pressed():
             began = time.perf_counter()
-            loss, lr, norm = training.step()
-            now, step = time.perf_counter(), training.steps_done
-            rate = t.batch / (now - began)
             with saved_in(folder, training):
+                loss, lr, norm = training.step()
+                now, step = time.perf_counter(), training.steps_done
+                rate = t.batch / (now - began)
                 append(log, f"{step},{loss:.6f},{lr:.6g},{norm:.4f},{rate:.1f},"
                             f"{before + now - started:.2f}\n".encode())
             progress.update()
@@ -221,12 +229,14 @@ def fit(training, folder, *, stop_at=None, preview=None, show=True):
 
 @contextmanager
 def saved_in(folder, training):
-    """If the block finds no room to write, try to save the steps done before telling."""
+    """If the block finds no room to write or compute, or no device, try to save the steps done."""
+    fails = OSError, MemoryError, RuntimeError
     try:
         yield
-    except OSError:
-        with suppress(OSError, Diverged):                 # the last good checkpoint stays
-            training.save(folder / training.file)
+    except fails:
+        with suppress(*fails, Diverged):                  # the last good checkpoint stays
+            if not training.torn:
+                training.save(folder / training.file)
         raise
 
 

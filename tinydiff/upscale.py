@@ -7,6 +7,7 @@ only real small pictures have, so that it also takes those that another model dr
 import numpy as np
 
 from tinydiff.asking import digest, is_pair, refuse_unless
+from tinydiff.backend import alongside
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.process import across
 from tinydiff.generate import Run
@@ -22,7 +23,8 @@ def smaller(x0, table, schedule, seed, step):
     rng = noise.generator(seed, step, purpose=noise.GIVEN)
     s = rng.random(len(x0)) * table.noise * schedule.T
     low = shrunk(x0, table.factor)
-    return beside(low, s, rng.standard_normal(low.shape, np.float32), schedule, table.factor)
+    eps = alongside(rng.standard_normal(low.shape, np.float32), low)
+    return beside(low, s, eps, schedule, table.factor)
 
 
 def shrunk(x, factor):
@@ -91,7 +93,8 @@ class Cascade(Run):
     def __init__(self, small, large, name):
         self.small, self.large, self.name = small, large, name
         self.times = large.recipe.upscale.factor
-        self.recipe, self.model, self.own = small.recipe, small.model, small.own
+        self.recipe, self.own = small.recipe, small.own
+        self.model, self.unet = small.model, small.unet
         self.shape, self.factor = large.shape, small.factor * self.times
 
     def settings(self, prompts, *, size=None, init=None, mask=None, **options):

@@ -9,6 +9,7 @@ from copy import copy
 import numpy as np
 
 from tinydiff.asking import is_whole, refuse_unless
+from tinydiff.backend import alongside
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.editing import slerp
 from tinydiff.upscale import Cascade
@@ -37,11 +38,12 @@ def along(run, last, n, to_seed=None):
 
     def heard(prompts, n):
         first, end = run.contexts([*prompts, last])                   # (L, D) each
-        to_last = share[:, None, None]
+        to_last = alongside(share[:, None, None], first)
         return (1 - to_last) * first + to_last * end                  # (n, L, D)
 
     def normal(seed, index, *address, purpose):
-        here, there = (noise.batch(s, np.zeros_like(index), *address, purpose=purpose)
+        here, there = (noise.batch(s, np.zeros_like(index), *address, purpose=purpose,
+                                   like=run.unet.home)
                        for s in (seed, seed if to_seed is None else to_seed))
         return here if to_seed in (None, seed) else slerp(here, there, share[index])
 

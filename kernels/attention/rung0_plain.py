@@ -9,7 +9,7 @@ import numpy as np
 
 def forward(q, k, v, mask, scale, bias=None):
     s = scores(q, k, mask, scale, bias)
-    top = finite(s.max(axis=-1, keepdims=True, initial=-np.inf))
+    top = finite(highest(s))
     with np.errstate(under="ignore", divide="ignore"):    # far from the top e^s is 0, and log 0 −∞
         p = np.exp(s - top)                               # (…, L, M)
         total = p.sum(axis=-1, keepdims=True)
@@ -42,6 +42,13 @@ def scores(q, k, mask, scale, bias):
     s = (q * scale) @ k.swapaxes(-1, -2)
     s = s if bias is None else s + bias
     return s if mask is None else s + np.where(mask, 0, -np.inf).astype(s.dtype)
+
+
+def highest(s):
+    """The largest of each row, (…, 1); −∞ where there is none."""
+    if s.shape[-1]:
+        return s.max(axis=-1, keepdims=True)
+    return np.zeros((*s.shape[:-1], 1), s.dtype, like=s) - np.inf
 
 
 def finite(top):

@@ -8,7 +8,7 @@ A rung has three functions on arrays x (N, H, W, C), w (K, K', C, O), dy (N, H',
 
 padding is ((top, bottom), (left, right)); H' = (H + top + bottom − K) // stride + 1.
 
-From rung 2 on there are more, for K = 3, stride 1 and the size kept, on contiguous float32:
+Rungs 2 to 4, and for bf16 8 to 10, have more, for K = 3, stride 1 and the size kept:
 
     fused(xs, w, *, scale, shift, base, add, keep) -> y   of silu(x·scale + shift), + base + add
     fused_grad_input(dy, w, *, split) -> [dx], or [dx, dskip] where split = C1
@@ -21,5 +21,7 @@ there are two. keep says that w will come again, so what is made of it may be ke
 
 from ..ladder import Ladder
 
-LADDER  = Ladder(__name__, "loops im2col", "numba winograd2 winograd4")
+LADDER  = Ladder(__name__, "loops im2col", "numba winograd2 winograd4",
+                 "cuda_naive cuda_tiled mma halo phase wgmma")
 DEFAULT = "winograd4"
+ON_GPU  = "phase"

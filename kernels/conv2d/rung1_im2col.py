@@ -7,8 +7,10 @@ whole cache lines. Prediction: each input is written K·K' times, (K·K' + 1)·4
 columns in the cache.
 """
 
+import sys
+from math import prod
+
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from .rung0_loops import out_shape
 
@@ -16,7 +18,7 @@ COLUMNS = 2**21                                           # numbers held at a ti
 
 
 def forward(x, w, stride, padding, b=None):
-    y = np.zeros(out_shape(x.shape, w.shape, stride, padding), x.dtype)
+    y = np.zeros(out_shape(x.shape, w.shape, stride, padding), x.dtype, like=x)
     O = w.shape[-1]
     for part, cols in columns(x, w.shape, stride, padding):
         np.matmul(cols, w.reshape(-1, O), out=y[part].reshape(-1, O))
@@ -28,14 +30,13 @@ def forward(x, w, stride, padding, b=None):
 def grad_input(dy, w, x_shape, stride, padding):
     """A convolution again: dy, spread out by the stride, with w turned around."""
     if not dy.size:
-        return np.zeros(x_shape, dy.dtype)
+        return np.zeros(x_shape, dy.dtype, like=dy)
     dy, around = spread(dy, w.shape, x_shape, stride, padding)
-    turned = np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))
-    return forward(dy, turned, 1, around)
+    return forward(dy, w[::-1, ::-1].swapaxes(2, 3).copy(), 1, around)
 
 
 def grad_weight(dy, x, w_shape, stride, padding):
-    dw = np.zeros((np.prod(w_shape[:3]), w_shape[3]), dy.dtype)
+    dw = np.zeros((prod(w_shape[:3]), w_shape[3]), dy.dtype, like=dy)
     for part, cols in columns(x, w_shape, stride, padding):
         dw += cols.T @ dy[part].reshape(-1, w_shape[3])
     return dw.reshape(w_shape)
@@ -49,7 +50,8 @@ def columns(x, w_shape, stride, padding):
         return                                            # there is nothing to sum
     x = pad(x, padding)
     sN, sH, sW, sC = x.strides
-    windows = as_strided(x, (N, H, W, K, L * C), (sN, sH * stride, sW * stride, sH, sC))
+    tricks = sys.modules[type(x).__module__].lib.stride_tricks        # NumPy's, or CuPy's
+    windows = tricks.as_strided(x, (N, H, W, K, L * C), (sN, sH * stride, sW * stride, sH, sC))
     step = max(1, COLUMNS // max(1, H * W * K * L * C))
     for n in range(0, N, step):
         part = slice(n, n + step)
@@ -61,8 +63,8 @@ def pad(x, padding):
     (top, bottom), (left, right) = padding
     N, H, W, C = x.shape
     if top == bottom == left == right == 0:
-        return np.ascontiguousarray(x)
-    out = np.zeros((N, H + top + bottom, W + left + right, C), x.dtype)
+        return x if x.flags.c_contiguous else x.copy()
+    out = np.zeros((N, H + top + bottom, W + left + right, C), x.dtype, like=x)
     inside = out[:, max(top, 0):, max(left, 0):]
     source = x[:, max(-top, 0):, max(-left, 0):]
     h, w = min(inside.shape[1], source.shape[1]), min(inside.shape[2], source.shape[2])
@@ -83,6 +85,6 @@ def dilate(dy, stride, H, W):
     """dy with stride − 1 zeros between neighbours, and behind them up to H × W."""
     if stride == 1:
         return dy
-    out = np.zeros((len(dy), H, W, dy.shape[3]), dy.dtype)
+    out = np.zeros((len(dy), H, W, dy.shape[3]), dy.dtype, like=dy)
     out[:, ::stride, ::stride] = dy
     return out

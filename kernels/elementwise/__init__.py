@@ -8,56 +8,58 @@
     upsample2_backward(dy) -> dx, the sums of those four
     sum_pixels(y (N, …, C)) -> (N, C), what a bias of each image sees of a gradient
 
-Large means contiguous float32 of equal shapes; everything else is right too, as NumPy has it.
+Large means contiguous float32 of equal shapes, on a GPU also bf16; everything else is right too, as
+NumPy or CuPy has it.
 """
 
 import numpy as np
 
+from ..gpu import arrays
 from ..ladder import can_compile
 
 LARGE = 2**15                                             # numbers; below, NumPy is done sooner
 
 
 def add(x, y):
-    return threaded().add(x, y) if large(x, y, work=4) else x + y
+    return fast(x).add(x, y) if large(x, y, work=4) else x + y
 
 
 def add_into(x, y):
-    if large(x, y, work=4) and x.flags.writeable:
-        threaded().add(x, y, out=x)
+    if large(x, y, work=4) and getattr(x.flags, "writeable", True):
+        fast(x).add(x, y, out=x)
     else:
         x += y
     return x
 
 
 def mul(x, y):
-    return threaded().mul(x, y) if large(x, y, work=4) else x * y
+    return fast(x).mul(x, y) if large(x, y, work=4) else x * y
 
 
 def gelu(x):
-    return threaded().gelu(x)
+    return fast(x).gelu(x)
 
 
 def gelu_backward(dy, x):
     """d gelu / dx = Φ(x) + x φ(x)"""
-    return threaded().gelu_backward(dy, x)
+    return fast(x).gelu_backward(dy, x)
 
 
 def silu(x):
-    return threaded().silu(x) if large(x) else x * sigmoid(x)
+    return fast(x).silu(x) if large(x) else x * sigmoid(x)
 
 
 def silu_backward(dy, x):
     """d silu / dx = σ (1 + x (1 − σ))"""
     if large(dy, x):
-        return threaded().silu_backward(dy, x)
+        return fast(x).silu_backward(dy, x)
     s = sigmoid(x)
     return dy * (s * (1 + x * (1 - s)))
 
 
 def upsample2(x):
     if large(x):
-        return threaded().upsample2(x)
+        return fast(x).upsample2(x)
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
@@ -66,30 +68,37 @@ def upsample2_backward(dy):
     if H % 2 or W % 2:
         raise ValueError(f"upsample2: expected an even height and width, got {H} and {W}")
     if large(dy):
-        return threaded().upsample2_backward(dy)
+        return fast(dy).upsample2_backward(dy)
     return dy.reshape(N, H // 2, 2, W // 2, 2, C).sum(axis=(2, 4))
 
 
 def sum_pixels(y):
-    if large(y):
-        from . import pixels
-        return pixels.sum_pixels(y.reshape(len(y), -1, y.shape[-1]))
-    return y.sum(axis=tuple(range(1, y.ndim - 1)))
+    if not large(y):
+        return y.sum(axis=tuple(range(1, y.ndim - 1)))
+    if arrays.on_device(y):
+        return fast(y).sum_pixels(y)
+    from . import pixels
+    return pixels.sum_pixels(y.reshape(len(y), -1, y.shape[-1]))
 
 
 def sigmoid(x):
     return 0.5 + 0.5 * np.tanh(0.5 * x)                   # never overflows
 
 
-def large(*arrays, work=16):
-    """Whether threads pay; a sum is so little work that memory sets its pace."""
-    first = arrays[0]
+def large(*operands, work=16):
+    """Whether threads pay; a sum is so little work that memory sets its pace. A GPU always does."""
+    first = operands[0]
+    if arrays.on_device(first):
+        return fast(first).takes(*operands)
     return type(first) is np.ndarray and first.size * work >= LARGE * 16 and can_compile() and all(
         type(a) is np.ndarray and a.dtype == np.float32 and a.flags.c_contiguous
-        and a.shape == first.shape for a in arrays)
+        and a.shape == first.shape for a in operands)
 
 
-def threaded():
-    """The module that needs Numba, imported when first needed."""
+def fast(x):
+    """The module for large arrays where x lies, imported when first needed."""
+    if arrays.on_device(x):
+        from . import on_device
+        return on_device
     from . import parallel
     return parallel

@@ -12,5 +12,7 @@ grad_input with split = C1 gives two such.
 
 from ..ladder import Ladder
 
-LADDER  = Ladder(__name__, "loops blas", "simd")
+LADDER  = Ladder(__name__, "loops blas", "simd",
+                 "cuda_naive cuda_coalesced cuda_shared cuda_register mma wgmma")
 DEFAULT = "simd"
+ON_GPU  = "mma"

@@ -13,10 +13,12 @@ x is (N, …, C); xs, dys and dxs are lists of one or two such arrays, whose cha
 behind the other as if concatenated: a group may have some in each. mean and rstd are (N, groups),
 scale and shift (N, C): for normalize γ · rstd and β − mean · γ · rstd, for backward γ and β. So
 dscale and dshift are sums over the pixels of each image. dxs may lie in the memory of dys, which
-the caller gives up.  docs/derivations/norm.md
+the caller gives up. Rung 4 also takes bf16 for x, y, dy and dx; the others are float32 then.
+docs/derivations/norm.md
 """
 
 from ..ladder import Ladder
 
-LADDER  = Ladder(__name__, "numpy", "onepass")
+LADDER  = Ladder(__name__, "numpy", "onepass", "cuda_twopass cuda_shuffle vector")
 DEFAULT = "onepass"
+ON_GPU  = "vector"

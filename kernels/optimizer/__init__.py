@@ -14,10 +14,12 @@ A rung has two functions on arrays (n,); everything happens in place:
     norm(grad) -> √Σ grad²
 
 ema may be None. Of data the first `decaying` numbers decay: weights, before biases and scales.
-step is t = 1, 2, ….
+step is t = 1, 2, …. From rung 2 on, step may be given `half`, a bf16 array of data's length or
+less, for a copy of data's first numbers.
 """
 
 from ..ladder import Ladder
 
-LADDER  = Ladder(__name__, "numpy", "onepass")
+LADDER  = Ladder(__name__, "numpy", "onepass", "cuda_elementwise fused")
 DEFAULT = "onepass"
+ON_GPU  = "fused"

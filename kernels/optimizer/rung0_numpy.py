@@ -29,4 +29,4 @@ def step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step,
 
 def norm(grad):
     pieces = (grad[i:i + PIECE] for i in range(0, len(grad), PIECE))
-    return sqrt(sum(float((g * g).sum()) for g in pieces))
+    return sqrt(sum((g * g).sum().astype(np.float64) for g in pieces))

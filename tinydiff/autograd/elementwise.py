@@ -5,7 +5,7 @@ from math import erf, exp as exp_, pi, sqrt as sqrt_
 import numpy as np
 
 from tinydiff.autograd.tensor import op
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module, normal_cdf
 from tinydiff.kernels import elementwise
 
 
@@ -116,7 +116,7 @@ def gelu(x):
         return elementwise.gelu(x), lambda dy: (
             elementwise.gelu_backward(array_module(x).ascontiguousarray(dy), x),)
     xp = array_module(x)
-    phi = 0.5 + 0.5 * error_function(x * sqrt_(0.5))
+    phi = 0.5 + 0.5 * error_function(x * sqrt_(0.5)) if xp is np else normal_cdf(x)
 
     def vjp(dy):
         return (dy * (phi + x * xp.exp(-0.5 * x * x) * (1 / sqrt_(2 * pi))),)
@@ -166,7 +166,7 @@ def dropout(x, *, p, rng):
     """Zero each number with probability p, divide the rest by 1 − p; `rng` says which"""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: expected 0 ≤ p < 1, got {p}")
-    keep = array_module(x).asarray((rng.random(x.shape) >= p) / (1 - p), x.dtype)
+    keep = alongside(rng.random(x.shape) >= p, x).astype(x.dtype) * (1 / (1 - p))
     return x * keep, lambda dy: (dy * keep,)
 
 
@@ -176,18 +176,17 @@ def error_function(x):
     With a the node and d = x − a:  erf(a + d) = erf(a) + 2/√π e⁻ᵃ² (d − a d² + …); the next factors
     follow Hermite's recurrence.  Nodes stand 1/64 apart, so six terms leave less than 1e-15.
     """
-    xp = array_module(x)
-    size = xp.fmin(abs(x), 6).astype(float)               # erf(6) = 1 − 2e-17; NaN stays NaN
-    node = xp.rint(size * 64)
+    size = np.fmin(abs(x), 6).astype(float)               # erf(6) = 1 − 2e-17; NaN stays NaN
+    node = np.rint(size * 64)
     a, d = node / 64, size - node / 64
-    value, slope = (xp.asarray(table)[node.astype(int)] for table in ERF)
+    value, slope = (table[node.astype(int)] for table in ERF)
     series, before, term = 0.0, 0.0, 1.0
     power = d
     for k in range(1, 7):                                 # term = dᵏ-coefficient · k! / slope
         series = series + term * power
         before, term = term, -2 * (a * term + (k - 1) * before)
         power = power * d / (k + 1)
-    return (xp.sign(x) * (value + slope * series)).astype(x.dtype)
+    return (np.sign(x) * (value + slope * series)).astype(x.dtype)
 
 
 ERF = (np.array([erf(k / 64) for k in range(6 * 64 + 1)]),

@@ -26,7 +26,7 @@ def norm_silu_conv2d(x, scale, shift, w, b, skip=None, late=None, add=None, *, g
     refuse_misfits(x, w, b, skip, late, add, groups)
     if not can_fuse(x, scale, shift, w, b, skip, late, add):
         return one_by_one(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
-    if skip is not None and x.shape[3] % pick("conv2d").SEAM:
+    if skip is not None and x.shape[3] % pick("conv2d", x).SEAM:
         x, skip = concat(x, skip), None                   # the kernels' vectors cross no seam
     return in_one_pass(x, scale, shift, w, b, skip, late, add, groups=groups, eps=eps)
 
@@ -61,7 +61,7 @@ def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
 def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     N, _, _, C1 = x.shape
     xs = [np.ascontiguousarray(part) for part in (x, skip) if part is not None]
-    conv, norm = pick("conv2d"), pick("norm")
+    conv, norm = pick("conv2d", x), pick("norm", x)
     mean, rstd = norm.measure(xs, groups, eps)            # (N, groups)
     gamma, beta = (np.broadcast_to(p, (N, w.shape[2])) for p in (scale, shift))
     slope, offset = as_line(gamma, beta, mean, rstd)      # norm(x) = x · slope + offset   (N, C)
@@ -83,7 +83,7 @@ def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
 
 def can_fuse(x, scale, shift, w, *others):
     """Whether the rung in use can, and all is as it expects: float32 NumPy arrays, K = 3."""
-    if not hasattr(pick("conv2d"), "fused") or w.shape[:2] != (3, 3):
+    if not hasattr(pick("conv2d", x), "fused") or w.shape[:2] != (3, 3):
         return False
     arrays = [a.data if isinstance(a, Tensor) else a for a in (x, scale, shift, w, *others)]
     return all(a is None or (type(a) is np.ndarray and a.dtype == np.float32) for a in arrays)

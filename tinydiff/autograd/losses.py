@@ -1,7 +1,9 @@
 """What training makes small: one number for how far a prediction is from its target."""
 
+import numpy as np
+
 from tinydiff.autograd.tensor import op
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 
 
 @op
@@ -36,10 +38,10 @@ def cross_entropy(logits, *, labels):
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} do not "
                          "fit: expected (N, classes) and (N,)")
-    if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+    if array_module(labels) is np and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f"cross_entropy: labels from {labels.min()} to {labels.max()}, "
                          f"the logits have classes 0 to {logits.shape[1] - 1}")
-    xp = array_module(logits)
+    xp, labels = array_module(logits), alongside(labels, logits)
     rows = xp.arange(len(labels))
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))

@@ -12,7 +12,7 @@ def layer_norm(x, scale, shift, *, eps=1e-5):
 
     x (…, D), scale and shift (D,) -> y like x
     """
-    rung = pick("norm")
+    rung = pick("norm", x)
     return rung.rows(x, scale, shift, eps), lambda dy: rung.rows_backward(dy, x, scale, eps)
 
 
@@ -26,7 +26,7 @@ def group_norm(x, scale, shift, *, groups, eps=1e-5):
     N, C = x.shape[0], x.shape[-1]
     if C % groups:
         raise ValueError(f"group_norm: {C} channels cannot be shared out among {groups} groups")
-    rung = pick("norm")
+    rung = pick("norm", x)
     mean, rstd = rung.measure([x], groups, eps)           # (N, groups)
     gamma, beta = (np.broadcast_to(p, (N, C)) for p in (scale, shift))
     slope, offset = as_line(gamma, beta, mean, rstd)

@@ -36,7 +36,7 @@ def linear(x, w, b=None, skip=None, add=None):
         given = " and ".join(str(part.shape) for part in xs)
         raise ValueError(f"linear: x {given} and w {w.shape} do not fit: "
                          "expected (…, C) and (C, O)")
-    rung, O = pick("matmul"), w.shape[1]
+    rung, O = pick("matmul", w), w.shape[1]
     rows = [part.reshape(-1, part.shape[-1]) for part in xs]          # (P, C1), (P, C2)
     rows = rows[0] if skip is None else rows
     y = rung.forward(rows, w, b, None if add is None else add.reshape(-1, O))
@@ -64,7 +64,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     if isinstance(padding, Integral):
         padding = ((padding, padding), (padding, padding))
     check_conv2d(x, w, b, stride, padding)
-    rung = pick("conv2d")
+    rung = pick("conv2d", x)
 
     def vjp(dy):
         return (lambda: rung.grad_input(dy, w, x.shape, stride, padding),
@@ -103,7 +103,7 @@ def attention(q, k, v, bias=None, *, mask=None, scale=None):
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit: "
                          "expected (…, L, d), (…, M, d), (…, M, e)")
-    rung = pick("attention")
+    rung = pick("attention", q)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     y, log_sum = rung.forward(q, k, v, mask, scale, bias)
 

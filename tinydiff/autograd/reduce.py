@@ -94,7 +94,7 @@ def spread(dy, x, axis, keepdims):
     if keepdims:
         return dy
     axes = every(axis, x.ndim)
-    return dy.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
+    return dy.reshape(tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
 
 
 def count(x, axis):

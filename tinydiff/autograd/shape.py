@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinydiff.autograd.tensor import op
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.kernels import elementwise
 
 
@@ -16,7 +16,7 @@ def reshape(x, *, shape):
 @op
 def transpose(x, *, axes):
     """Axes in another order: y.shape[i] = x.shape[axes[i]]"""
-    home = np.argsort([axis % x.ndim for axis in axes])
+    home = tuple(np.argsort([axis % x.ndim for axis in axes]).tolist())
     return x.transpose(axes), lambda dy: (dy.transpose(home),)
 
 
@@ -41,10 +41,7 @@ def getitem(x, *, index):
 @op
 def embedding(table, *, ids):
     """table (V, D) looked up at ids (…) of integers -> (…, D).  Raises ValueError outside 0…V−1."""
-    xp = array_module(table)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
-        raise ValueError(f"embedding: ids from {ids.min()} to {ids.max()}, "
-                         f"the table has rows 0 to {len(table) - 1}")
+    xp, ids = array_module(table), rows_of(ids, table)
 
     def vjp(dy):
         dtable = xp.zeros_like(table)
@@ -52,6 +49,14 @@ def embedding(table, *, ids):
         return (dtable,)
 
     return table[ids], vjp
+
+
+def rows_of(ids, table):
+    """ids where `table` lives.  ValueError for one without a row, unless they are there already."""
+    if array_module(ids) is np and ids.size and not 0 <= ids.min() <= ids.max() < len(table):
+        raise ValueError(f"embedding: ids from {ids.min()} to {ids.max()}, "
+                         f"the table has rows 0 to {len(table) - 1}")
+    return alongside(ids, table)
 
 
 @op

@@ -13,7 +13,7 @@ from threading import local
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.kernels import elementwise
 
 _state = local()                                      # each thread records, or not, by itself
@@ -157,12 +157,11 @@ def played_back(dy):
 
 def seed(root, dy):
     """The gradient to start from: dy, or 1 for a single number."""
-    xp = array_module(root.data)
     if dy is None:
         if root.data.size != 1:
             raise ValueError(f"backward: a Tensor of shape {root.shape} needs dy of that shape")
-        return xp.ones_like(root.data)
-    dy = xp.asarray(dy.data if type(dy) is Tensor else dy, root.dtype)
+        return array_module(root.data).ones_like(root.data)
+    dy = alongside(dy.data if type(dy) is Tensor else dy, root.data).astype(root.dtype, copy=False)
     if dy.shape != root.shape:
         raise ValueError(f"backward: dy has shape {dy.shape}, the Tensor has {root.shape}")
     return dy

@@ -8,7 +8,7 @@ from numbers import Integral
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.diffusion.noise import X_T, alike
 from tinydiff.diffusion.prediction import from_eps, from_x0
 from tinydiff.diffusion.process import across
@@ -90,9 +90,8 @@ def repaint(predict, x_T, schedule, *, known, mask, steps=None, timesteps=None, 
 
 def fitting(a, x, name):
     """`a` stretched to x (N, …) in its dtype; ValueError if it does not fit."""
-    xp = array_module(x)
     try:
-        return xp.broadcast_to(xp.asarray(a), x.shape).astype(x.dtype)
+        return np.broadcast_to(alongside(a, x), x.shape).astype(x.dtype)
     except ValueError:
         raise ValueError(f"{name} must broadcast against x_t, {x.shape}, got shape "
                          f"{np.shape(a)}") from None
@@ -100,7 +99,7 @@ def fitting(a, x, name):
 
 def floats(a, x, name):
     """The same for pictures, which are floats in [-1, 1]; ValueError for bytes, whole numbers."""
-    kind = array_module(x).asarray(a).dtype
+    kind = array_module(a).asarray(a).dtype
     if kind.kind != "f":
         raise ValueError(f"{name} must hold floats in [-1, 1], got {kind}")
     return fitting(a, x, name)

@@ -8,7 +8,7 @@ any network; and a trained network can be told how far it is from the best possi
 
 import numpy as np
 
-from tinydiff.backend import array_module, normal_cdf
+from tinydiff.backend import alongside, array_module, normal_cdf
 from tinydiff.diffusion.noise import DATA, TRAIN_EPS, alike, generator
 from tinydiff.diffusion.objective import error_ratio
 from tinydiff.diffusion.prediction import dialect, from_x0
@@ -24,13 +24,14 @@ class Mixture:
 
     def __init__(self, means, std=0.0, weights=None):
         xp, M = array_module(means), len(means)
-        weights = xp.ones(M) if weights is None else xp.asarray(weights, dtype=np.float64)
+        weights = np.ones(M) if weights is None else weights
+        weights, std = (alongside(a, means).astype(np.float64) for a in (weights, std))
         if weights.shape != (M,) or not (weights > 0).all():
             raise ValueError(f"weights must be {M} positive numbers, one for each data point, "
                              f"got {weights.tolist()}")
         self.shape = np.shape(means)[1:]
         self.means = xp.asarray(means, dtype=np.float64).reshape(M, -1)                 # (M, D)
-        self.variance = xp.broadcast_to(xp.asarray(std, dtype=np.float64) ** 2, (M,))
+        self.variance = xp.broadcast_to(std**2, (M,))
         self.weights = weights / weights.sum()
         self.square = (self.means**2).sum(1)                                            # (M,)
 

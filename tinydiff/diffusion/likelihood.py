@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.diffusion.densities import discretised, gaussian, kl
 from tinydiff.diffusion.noise import SAMPLER, alike
 from tinydiff.diffusion.objective import log_variance_range
@@ -44,19 +44,20 @@ def vlb_term(mean, log_variance, *, schedule, x0, x_t, t, s=None, decoder=discre
     xp = array_module(mean)
     t = np.broadcast_to(t, len(x0))
     s = np.broadcast_to(t - 1 if s is None else s, len(x0))
-    log_variance = xp.broadcast_to(xp.asarray(log_variance, dtype=mean.dtype), mean.shape)
+    log_variance = (xp.zeros_like(mean) + log_variance).astype(mean.dtype, copy=False)
     found = [xp.empty_like(mean) for _ in range(3)]              # value, d/d mean, d/d log_variance
     for rows in (np.flatnonzero(s > 0), np.flatnonzero(s == 0)):
         if len(rows) == 0:
             continue
-        theirs = mean[rows], log_variance[rows]
+        here = alongside(rows, mean)
+        theirs = mean[here], log_variance[here]
         if s[rows[0]] == 0:
-            part = decoder(x0[rows], *theirs)                    # iDDPM Eq. 5, ADM Eq. 23
+            part = decoder(x0[here], *theirs)                    # iDDPM Eq. 5, ADM Eq. 23
         else:
-            mean_q, variance_q = schedule.posterior(x0[rows], x_t[rows], t[rows], s[rows])
+            mean_q, variance_q = schedule.posterior(x0[here], x_t[here], t[rows], s[rows])
             part = kl(mean_q, xp.log(variance_q), *theirs)       # iDDPM Eq. 6, ADM Eq. 24
         for whole, these in zip(found, part, strict=True):
-            whole[rows] = these
+            whole[here] = these
     value, by_mean, by_log_variance = found
     bits = 1 / (LN2 * mean[0].size)
 

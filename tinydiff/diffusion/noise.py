@@ -11,6 +11,7 @@ from itertools import count
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.kernels import noise as of_gpu
 
 X_T, SAMPLER, TRAIN_T, TRAIN_EPS, CAPTION, DROPOUT, DATA, GIVEN = range(8)     # never share a word
 
@@ -40,14 +41,17 @@ def normal(seed, image, step, shape, dtype=np.float32, *, purpose=X_T):
     return batch(seed, [image], step, shape, dtype, purpose=purpose)[0]
 
 
-def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
-    """The noise of several images, `normal` for each index in `images` -> (N, *shape).
+def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T, like=None):
+    """The noise of several images, `normal` for each index -> (N, *shape), where `like` lives.
 
     ValueError for a dtype that noise would be cut off in: pictures must be floats.
     """
     if np.dtype(dtype).kind != "f":
         raise ValueError(f"noise needs floats, and x is of {np.dtype(dtype)}; give pictures as "
                          f"floats in [-1, 1]")
+    if array_module(like) is not np:
+        images = [_checked(seed, purpose, image, step)[2] for image in images]
+        return of_gpu.normal(seed, images, step, shape, dtype, purpose=purpose, like=like)
     size = int(np.prod(shape))
     n = size + size % 2                                           # words come in pairs
     rows = [words(seed, purpose, image, step, n) for image in images]
@@ -57,8 +61,7 @@ def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T):
 
 def alike(x, seed, step, *, purpose):
     """Noise for a whole batch x (N, …), in its dtype and where it lives; row n is image n."""
-    z = batch(seed, range(len(x)), step, x.shape[1:], x.dtype, purpose=purpose)
-    return array_module(x).asarray(z)
+    return batch(seed, range(len(x)), step, x.shape[1:], x.dtype, purpose=purpose, like=x)
 
 
 def stream(seed, images, shape, dtype=np.float32, draw=None):
@@ -76,10 +79,16 @@ def _box_muller(w):
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1).reshape(w.shape)
 
 
-def _philox(seed, purpose, image, step):
-    for name, part in (("seed", seed), ("purpose", purpose), ("image", image), ("step", step)):
+def _philox(*address):
+    seed, purpose, image, step = _checked(*address)
+    counter = (image << 64) + (step << 128)
+    return np.random.Philox(key=seed + (purpose << 64),
+                            counter=(counter - 1) % 2**256)       # it counts up before it draws
+
+
+def _checked(*address):
+    """The parts of an address as Python's whole numbers; ValueError for those that are none."""
+    for name, part in zip(("seed", "purpose", "image", "step"), address):
         if not 0 <= part < 2**64 or part != int(part):
             raise ValueError(f"{name} must be a whole number from 0 to 2⁶⁴ − 1, got {part}")
-    counter = (int(image) << 64) + (int(step) << 128)
-    return np.random.Philox(key=int(seed) + (int(purpose) << 64),
-                            counter=(counter - 1) % 2**256)       # it counts up before it draws
+    return tuple(map(int, address))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, to_host
 from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, alike, uniform
 from tinydiff.diffusion.prediction import dialect
 from tinydiff.diffusion.process import across
@@ -134,7 +134,7 @@ class SecondMoments:
     def update(self, t, loss):
         """Remember the unweighted losses (N,) of the times t (N,)."""
         losses, counts = self.state["losses"], self.state["counts"]
-        for row, value in zip(np.asarray(t) - 1, loss, strict=True):
+        for row, value in zip(np.asarray(t) - 1, to_host(loss), strict=True):
             losses[row, counts[row] % losses.shape[1]] = value
             counts[row] += 1
 
@@ -155,5 +155,5 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     signal, noise = (across(level, x0) for level in schedule.levels(t))
     target = target_of(x0, eps, signal, noise)
     # DDIM Eq. 5
-    weight = array_module(x0).asarray(share * weigh(schedule.snr(t), predicts), dtype=x0.dtype)
-    return Draw(t, eps, x_t, target, weight)
+    weight = (share * weigh(schedule.snr(t), predicts)).astype(x0.dtype)
+    return Draw(t, eps, x_t, target, alongside(weight, x0))

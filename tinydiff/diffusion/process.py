@@ -7,7 +7,7 @@ How fast a picture drowns is told by `schedule`.
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside
 
 
 class Process:
@@ -109,7 +109,7 @@ def across(values, x):
     if values.shape != x.shape[:1]:
         raise ValueError(f"t must be one number or have one entry for each of the {len(x)} "
                          f"images, got shape {values.shape}")
-    return array_module(x).asarray(values, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return alongside(values.astype(x.dtype, copy=False), x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def tables(alpha_bar):

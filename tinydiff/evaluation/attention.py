@@ -10,6 +10,7 @@ from math import comb
 import numpy as np
 
 from tinydiff.autograd import attention, no_grad
+from tinydiff.backend import alongside, to_host
 from tinydiff.data.shapes import masks
 from tinydiff.evaluation.scene_parser import parse
 from tinydiff.models.text_forms import Masked, Near
@@ -46,7 +47,7 @@ def heard(calls, asked, size):
     N, layers = len(asked), []
     for path, layer, (x, *context), _ in calls:
         if path.endswith("cross_attention") and np.array_equal(context[0][:N], asked):
-            each = shares(layer, x[:N], asked).mean(axis=1).swapaxes(1, 2)      # (N, M, L)
+            each = to_host(shares(layer, x[:N], asked)).mean(axis=1).swapaxes(1, 2)   # (N, M, L)
             h = round((x.shape[1] * size[0] / size[1]) ** 0.5)
             layers.append(enlarged(each.reshape(*each.shape[:2], h, -1), size))
     if not layers:
@@ -62,7 +63,7 @@ def shares(layer, x, context):
     with no_grad():
         q, k = layer.split(layer.q(x)), layer.split(layer.k(context))
         names = np.tile(np.eye(k.shape[2], dtype=np.float32), (*k.shape[:2], 1, 1))
-        return attention(q, k, names).data
+        return attention(q, k, alongside(names, k)).data
 
 
 def spans(tokenizer, words, repeats=False):

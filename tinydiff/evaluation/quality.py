@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff import data, images, metrics
+from tinydiff.backend import alongside, to_host
 from tinydiff.diffusion import ideal_predictor, loss_gap, vlb
 from tinydiff.evaluation.judging import JUDGES, load_judge
 from tinydiff.evaluation.questions import questions_about, share
@@ -132,11 +133,12 @@ def bits(run, real, seed):
     """The bound on −log₂ p of the others given their captions, a number, and a note; or None."""
     if isinstance(run, Cascade) or run.autoencoder:
         return None, "there is no bound for pixels: what is diffused are latents, or two in a row"
-    x0, steps = images.to_float(real.others[:SOME]), min(STEPS, run.schedule.T)
+    x0 = images.to_float(alongside(real.others[:SOME], run.unet.home))
+    steps = min(STEPS, run.schedule.T)
     context = run.contexts(real.captions[:SOME])
     try:
-        bound = vlb(run.predictor(context, context, guidance=1.0), x0, run.schedule, steps=steps,
-                    seed=seed).total
+        bound = to_host(vlb(run.predictor(context, context, guidance=1.0), x0, run.schedule,
+                            steps=steps, seed=seed).total)
     except (ValueError, ArithmeticError) as error:
         return None, f"the chain has no bound: {error}"
     return float(bound.mean()), (
@@ -150,12 +152,12 @@ def gap(run, real, seed):
     can be: that of the exact predictor of `known` of them."""
     if isinstance(run, Cascade):
         return None
-    x0, T = images.to_float(real.learned[:SAMPLE]), run.schedule.T
+    x0, T = images.to_float(alongside(real.learned[:SAMPLE], run.unet.home)), run.schedule.T
     x0 = run.autoencoder.latents(x0) if run.autoencoder else x0
     context = np.repeat(run.contexts([""]), len(x0[:SOME]), axis=0)
     times = np.unique(np.linspace(T / 10, T, 10).round())
-    ours, least = loss_gap(denoiser(run.unet, run.schedule, context),
-                           ideal_predictor(x0, run.schedule), x0[:SOME], run.schedule, times,
-                           seed=seed)
+    ours, least = map(to_host, loss_gap(denoiser(run.unet, run.schedule, context),
+                                        ideal_predictor(x0, run.schedule), x0[:SOME],
+                                        run.schedule, times, seed=seed))
     return {"times": times.tolist(), "loss": ours.tolist(), "bayes": least.tolist(),
             "known": len(x0), "n": len(x0[:SOME])}

@@ -180,6 +180,7 @@ def doubled(h, like):
     _, H, W, _ = like.shape
     _, m, n, _ = h.shape
     if H > 2 * m or W > 2 * n:                            # an odd size had been rounded down
-        return h[:, np.arange(H) * m // H][:, :, np.arange(W) * n // W]
+        down, across = (np.arange(size, like=h.data) for size in (H, W))
+        return h[:, down * m // H][:, :, across * n // W]
     h = upsample(h)
     return h if h.shape[1:3] == (H, W) else h[:, :H, :W]

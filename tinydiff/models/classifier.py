@@ -6,6 +6,7 @@ import numpy as np
 
 from tinydiff import images
 from tinydiff.autograd import cross_entropy, no_grad, silu, softmax
+from tinydiff.backend import alongside
 from tinydiff.nn import Conv2d, Linear, Module
 from tinydiff.optim import AdamW, Flat, learning_rate
 
@@ -70,7 +71,7 @@ def fit(classifier, pictures, labels, *, steps, rng, batch=100, lr=3e-3, shift=2
     optimizer = AdamW(flat, beta2=0.999, decay=0.01)
     for step in range(1, steps + 1):
         index = rng.integers(len(pictures), size=batch)
-        x = images.to_float(moved(pictures[index], shift, rng=rng))
+        x = images.to_float(alongside(moved(pictures[index], shift, rng=rng), flat.data))
         loss = cross_entropy(classifier(x), labels=labels[index])
         loss.backward()
         optimizer.step(learning_rate(step, lr=lr, warmup=steps // 20, steps=steps), step)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinydiff.autograd import mean, silu, softmax
+from tinydiff.backend import alongside
 from tinydiff.models.blocks import Downsample, ResBlock
 from tinydiff.models.classifier import fit, in_batches
 from tinydiff.nn import Conv2d, GroupNorm, Linear, Module, TimeEmbedding
@@ -59,7 +60,7 @@ class Noised(Module):
 
     def __call__(self, x0):
         t = self.rng.integers(1, self.schedule.T + 1, size=len(x0))
-        eps = self.rng.standard_normal(x0.shape).astype(x0.dtype)
+        eps = alongside(self.rng.standard_normal(x0.shape).astype(x0.dtype), x0)
         return self.classifier(self.schedule.q_sample(x0, t, eps), t)
 
 

@@ -7,6 +7,7 @@ the latents before it.  LDM §3.1
 import numpy as np
 
 from tinydiff.autograd import mse, op
+from tinydiff.backend import alongside
 from tinydiff.models.autoencoder import Autoencoder
 from tinydiff.nn import Module
 from tinydiff.nn.module import parameter
@@ -47,12 +48,13 @@ class Codebook(Module):
         A code that hardly any does starts again from one of them, which rng draws.
         """
         z, n = z.reshape(-1, z.shape[-1]), self.counts.data       # (M, width)
-        chosen = (self.nearest(z)[:, None] == np.arange(len(n))).astype(z.dtype)   # (M, codes)
+        codes = np.arange(len(n), like=z)
+        chosen = (self.nearest(z)[:, None] == codes).astype(z.dtype)      # (M, codes)
         share = (1 - decay) * len(n) / len(z)             # so that counts are 1 on average
         for mean, new in (n, chosen.sum(axis=0)), (self.sums.data, chosen.T @ z):
             mean[...] = decay * mean + share * new        # VQ-VAE Eq. 6, 7
         dead = n < DEAD
-        self.sums.data[dead] = z[rng.integers(len(z), size=dead.sum())]
+        self.sums.data[dead] = z[alongside(rng.integers(len(z), size=int(dead.sum())), z)]
         n[dead] = 1
 
 

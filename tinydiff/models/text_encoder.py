@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 
 from tinydiff.autograd import gelu, gelu_quick, gelu_tanh, no_grad, relu, silu
+from tinydiff.autograd.shape import rows_of
+from tinydiff.backend import alongside, array_module
 from tinydiff.models.text_forms import FORMS
 from tinydiff.models.transformer import GatedMLP
 from tinydiff.nn import Attention, Embedding, Linear, Module
@@ -101,6 +103,7 @@ class TextEncoder(Module):
         self.norm = self.form.norm(c.width, c.eps)
 
     def __call__(self, ids, mask=None):
+        ids, mask = self.checked(ids, mask)
         return self.form.finish(self, self.states(ids, mask)[-1], ids)
 
     def encode(self, ids, mask=None, *, skip=0):
@@ -111,25 +114,27 @@ class TextEncoder(Module):
         if not 0 <= skip <= self.config.depth:
             raise ValueError(f"encode: expected a skip of 0 to {self.config.depth}, got {skip}")
         with no_grad():
-            states = self.states(ids := np.asarray(ids), mask)
+            ids, mask = self.checked(array_module(ids).asarray(ids), mask)
+            states = self.states(ids, mask)
             last = self.form.finish(self, states[-1], ids)
             asked = self.form.finish(self, states[-1 - skip], ids) if skip else last
             return asked.data, self.form.summary(self, last, ids)
 
     def states(self, ids, mask=None):
         """depth + 1 Tensors (N, L, width): the embeddings, and what each block makes of them."""
-        self.check(ids, mask)
         x, bias = self.form.place(self, self.token(ids))
         states, seen = [x], self.form.seen(ids, mask)
         for block in self.blocks:
             states.append(block(states[-1], seen, bias))
         return states
 
-    def check(self, ids, mask):
-        length = self.config.length
+    def checked(self, ids, mask):
+        """Both where the weights are.  ValueError for what does not fit."""
+        length, table = self.config.length, self.token.table.data
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 0 < ids.shape[1] <= (length or 1e9):
             raise ValueError(f"TextEncoder: expected ids (N, 1 to {length or 'any length'}), "
                              f"got {ids.shape} of {ids.dtype}")
         if mask is not None and (np.shape(mask) != ids.shape or not np.any(mask, axis=1).all()):
             raise ValueError(f"TextEncoder: expected a mask {ids.shape} with something to see in "
                              f"each row, got {np.shape(mask)} with {np.count_nonzero(mask, -1)}")
+        return rows_of(ids, table), None if mask is None else alongside(mask, table)

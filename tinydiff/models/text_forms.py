@@ -23,7 +23,7 @@ class Form:
         return x + encoder.position.table[:x.shape[1]], None          # LDM Eq. 18
 
     def seen(ids, mask):                                  # (N, 1, 1 or L, L): who looks at whom
-        return np.asarray(np.ones_like(ids) if mask is None else mask, bool)[:, None, None, :]
+        return (np.ones_like(ids) if mask is None else mask).astype(bool)[:, None, None, :]
 
     def join(x, norm, layer):
         return x + layer(norm(x))                         # LDM Eq. 19, 20, 21, 22
@@ -60,14 +60,15 @@ class Near(Masked):
         pass
 
     def place(encoder, x):                                # (heads, L, L): 0 for oneself
-        places, heads = np.arange(x.shape[1]), np.arange(encoder.config.heads)[:, None, None]
-        ahead = (places - places[:, None]) * np.where(heads % 2, 1, -1)
-        slope = 0.25 ** (heads // 2)                      # 1, 1, 1/4, 1/4, …
+        places, heads = (np.arange(n, like=x.data) for n in (x.shape[1], encoder.config.heads))
+        ahead = (places - places[:, None]) * np.where(heads % 2, 1, -1)[:, None, None]
+        slope = 0.25 ** (heads // 2)[:, None, None]       # 1, 1, 1/4, 1/4, …
         return x, Tensor(np.where(ahead >= 0, -slope * ahead, -1e4).astype(x.dtype))
 
     def finish(encoder, x, ids):
         n = (ids != PAD).sum(axis=1)[:, None]             # (N, 1), never 0: each text has a BEGIN
-        shown = encoder.norm(x)[np.arange(len(ids))[:, None], np.arange(ids.shape[1]) % n]
+        texts, places = (np.arange(size, like=ids) for size in ids.shape)
+        shown = encoder.norm(x)[texts[:, None], places % n]
         return concat(mean(shown, axis=1, keepdims=True), shown[:, 1:], axis=1)
 
 
@@ -75,12 +76,12 @@ class Clip(Form):
     """Tokens look back only, so the one at the end knows the whole text."""
 
     def seen(ids, mask):
-        return Form.seen(ids, mask) & np.tri(ids.shape[1], dtype=bool)
+        return Form.seen(ids, mask) & np.tri(ids.shape[1], dtype=bool, like=ids)
 
     def summary(encoder, x, ids):
         end = encoder.config.end
         sought = ids if end == 2 else ids == end
-        return None if end is None else x.data[np.arange(len(ids)), sought.argmax(axis=1)]
+        return None if end is None else x.data[np.arange(len(ids), like=ids), sought.argmax(axis=1)]
 
 
 class Bert(Form):

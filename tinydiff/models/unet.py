@@ -6,7 +6,7 @@ from itertools import repeat
 import numpy as np
 
 from tinydiff.autograd import Tensor, concat, dropout, mean, no_grad, recomputed, silu
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
 from tinydiff.models.unet_config import UNetConfig
 from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, TimeEmbedding
@@ -71,6 +71,11 @@ class UNet(Module):
         outputs = c.outputs or c.channels * (2 if c.learned_variance else 1)
         self.conv_out = Conv2d(h, outputs * c.patch**2, 3, rng=rng, scale=0.0)
 
+    @property
+    def home(self):
+        """One of its arrays: what it works on has to live alongside."""
+        return self.time.linear1.w.data
+
     def __call__(self, x_t, t, context=None, class_labels=None, *, rng=None):
         self.check(x_t, t, context, class_labels)
         run = recomputed if self.config.checkpoint else lambda f, *args: f(*args)
@@ -128,14 +133,14 @@ class UNet(Module):
 
     def predict(self, x, t, context=None, class_labels=None):
         """The same on arrays, remembering nothing; t, a number or (N,), as the network counts."""
-        xp, told = array_module(x), [x, *(a for a in (context, class_labels) if a is not None)]
+        told = [x, *(a for a in (context, class_labels) if a is not None)]
         if not all(hasattr(a, "shape") for a in told) or (
-                np.shape(t) not in ((), x.shape[:1]) or xp.asarray(t).dtype.kind not in "biuf"):
+                np.shape(t) not in ((), x.shape[:1])
+                or array_module(t).asarray(t).dtype.kind not in "biuf"):
             raise ValueError("UNet: expected x, context and class_labels as arrays and t as one "
                              f"number or one an image, got x {np.shape(x)} and t {np.shape(t)}")
-        t = xp.broadcast_to(xp.asarray(t, np.float32), x.shape[:1])
         with no_grad():
-            return self(x, t, context, class_labels).data
+            return self(x, each(t, x), context, class_labels).data
 
     def check(self, x_t, t, context, class_labels):
         c, shape = self.config, tuple(x_t.shape)
@@ -158,6 +163,13 @@ class UNet(Module):
         if class_labels is not None and tuple(class_labels.shape) != shape[:1]:
             raise ValueError(f"UNet: expected class_labels of shape {shape[:1]}, one an image, "
                              f"got {tuple(class_labels.shape)}")
+
+
+def each(t, x):
+    """One time for each image of x, (N,), where x lives; t is a number or (N,)."""
+    if np.ndim(t) == 0:
+        return array_module(x).full(x.shape[:1], t, np.float32)
+    return alongside(t, x).astype(np.float32)
 
 
 def makers(c, c_emb, rng):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tinydiff.autograd import Tensor
+from tinydiff.backend import alongside, to_device
 
 
 class Module:
@@ -34,7 +35,13 @@ class Module:
                 raise ValueError(f"load: {name} has shape {np.shape(arrays[name])}, "
                                  f"the model expects {own[name].shape}")
         for name, p in own.items():
-            p.data[...] = arrays[name]
+            p.data[...] = alongside(arrays[name], p.data)
+
+    def to(self, device):
+        """The same module with its parameters on "cpu" or "cuda"."""
+        for p in self.parameters().values():
+            p.data = to_device(p.data, device)
+        return self
 
     def astype(self, dtype):
         """The same module with parameters of another dtype; float64 is for checking gradients."""

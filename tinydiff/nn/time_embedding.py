@@ -1,9 +1,9 @@
 """How the network is told the time: waves of many lengths, then two layers."""
 
-import numpy as np
+from math import log
 
 from tinydiff.autograd import silu
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside, array_module
 from tinydiff.nn.layers import Linear
 from tinydiff.nn.module import Module
 
@@ -15,12 +15,12 @@ def sinusoids(t, width, *, longest=10_000, shift=0, cosines_first=False):
     """
     xp = array_module(t)
     half = width // 2
-    rate = np.exp(-np.log(longest) * np.arange(half) / (half - shift)).astype(np.float32)
-    angle = t[:, None].astype(np.float32) * xp.asarray(rate)
+    rate = xp.exp(-log(longest) * xp.arange(half) / (half - shift)).astype("float32")
+    angle = t[:, None].astype("float32") * rate           # (N, half)
     waves = [xp.sin(angle), xp.cos(angle)]
     if cosines_first:
         waves.reverse()
-    return xp.concatenate([*waves, xp.zeros((len(t), width % 2), np.float32)], axis=1)
+    return xp.concatenate([*waves, xp.zeros((len(t), width % 2), "float32")], axis=1)
 
 
 class TimeEmbedding(Module):
@@ -32,5 +32,6 @@ class TimeEmbedding(Module):
         self.c, self.waves = c, waves
 
     def __call__(self, t):
+        t = alongside(t, self.linear1.w)
         waves = sinusoids(t, self.c, **self.waves).astype(self.linear1.w.dtype)
         return self.linear2(silu(self.linear1(waves)))

@@ -12,7 +12,7 @@ from inspect import signature
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import alongside
 from tinydiff.diffusion.noise import SAMPLER, X_T, alike, batch
 from tinydiff.diffusion.prediction import Prediction
 from tinydiff.diffusion.spacing import nodes
@@ -46,13 +46,13 @@ def sampler(generator):
     return call
 
 
-def sample(sampler, predict, shape, schedule, *, seed=0, **options):
+def sample(sampler, predict, shape, schedule, *, seed=0, like=None, **options):
     """Draw x_T (N, …) of `shape` from `seed`, run the sampler, return its last x: the pictures.
 
-    The options are the sampler's: steps or timesteps, noise, and its own.
+    The options are the sampler's: steps or timesteps, noise, its own; all lives where `like` does.
     """
     start, *_ = nodes(schedule, options.get("steps"), options.get("timesteps"))
-    z = batch(seed, range(shape[0]), 0, shape[1:], np.float32, purpose=X_T)
+    z = batch(seed, range(shape[0]), 0, shape[1:], purpose=X_T, like=like)
     walk = sampler(predict, schedule.start_std(start) * z, schedule, seed=seed, **options)
     return deque(walk, maxlen=1).pop()                    # of all x_t only the last is kept
 
@@ -92,7 +92,7 @@ def noise_source(noise, seed, x_T):
         if z.shape != x_T.shape:
             raise ValueError(f"the noise to replay at step {step} must have the shape of x_T, "
                              f"{x_T.shape}, got {z.shape}")
-        return array_module(x_T).asarray(z, dtype=x_T.dtype)
+        return alongside(z, x_T).astype(x_T.dtype, copy=False)
 
     return draw
 
