@@ -20,6 +20,7 @@ from open_loop import OUTPUTS, READS, X_T, Z, numbers, walked  # noqa: E402
 from tinydiff.diffusion.samplers import fixed_large, fixed_small  # noqa: E402
 from tinydiff.pretrained.scheduler_settings import PREDICTS  # noqa: E402
 from tinydiff.pretrained.schedulers import Scheduler  # noqa: E402
+from tinydiff.pretrained.timesteps import alpha_bars  # noqa: E402
 
 # theirs: they hand tensors to NumPy in a way it no longer likes, and NaN is theirs to find
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet_numpy")]
@@ -103,11 +104,29 @@ def drawn(name, seed):
     return config, step, n
 
 
+def share_table(scheduler, ours):
+    """Gives theirs the rescaled ᾱ of ours, which has to be its own.
+
+    Theirs goes from ᾱ to betas and back in float32, which each make of processor rounds its way;
+    where a step is cut to whole timesteps the last bit shows.
+    """
+    table = torch.tensor(alpha_bars(ours.settings)[1:], dtype=torch.float32)
+    np.testing.assert_allclose(table[:-1], scheduler.alphas_cumprod[:-1], rtol=2e-5)
+    table[-1] = scheduler.alphas_cumprod[-1]              # 0, or 2⁻²⁴ where σ has to be a number
+    first, scheduler.alphas_cumprod = scheduler.alphas_cumprod[0].clone(), table
+    if getattr(scheduler, "final_alpha_cumprod", None) == first:
+        scheduler.final_alpha_cumprod = table[0]
+    if hasattr(scheduler, "lambda_t"):
+        scheduler.lambda_t = ((table / (1 - table)) ** 0.5).log()
+
+
 def compared(name, config, n, monkeypatch, *, given=None, skip=0, outputs=OUTPUTS, learned=None,
              **step):
     """Asserts that all x and timesteps agree, and the deviation of x_T; whether there were any."""
     scheduler = getattr(diffusers, name)(**config)
     ours = Scheduler({"_class_name": name, **config})
+    if config.get("rescale_betas_zero_snr"):
+        share_table(scheduler, ours)
     nodes, told = ours.plan(None if given else n, given)
     scheduler.set_timesteps(timesteps=given) if given else scheduler.set_timesteps(n)
     their_times = numbers(scheduler.timesteps)
