@@ -47,7 +47,8 @@ from tinydiff.kernels import LADDERS, threads
 
 FAST = bool(os.environ.get("TINYDIFF_FAST"))
 SAME = ((1, 1), (1, 1))                                        # padding that keeps the size
-rung = LADDERS["conv2d"].LADDER                                # {idea: module}
+ladder = LADDERS["conv2d"].LADDER
+rung = {idea: ladder[idea] for idea in ladder.plain + ladder.compiled}     # {idea: module}
 rng = np.random.default_rng(0)
 print("the rungs:", ", ".join(rung))
 
