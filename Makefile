@@ -16,7 +16,7 @@ else
   INSTALL = $(PY) -m pip install --quiet
 endif
 
-.PHONY: demo test lint bench bench-torch cuda-check notebooks wheel clean
+.PHONY: demo test lint bench bench-torch cuda-check gpu-check notebooks wheel clean
 
 demo: $(VENV)/.installed
 	$(PY) -m tinydiff demo $(DEMO)
@@ -40,6 +40,9 @@ bench-torch: $(VENV)/.installed-parity
 
 cuda-check: $(VENV)/.installed-kernels
 	$(PY) tools/compile_cuda.py
+
+gpu-check:                          # where a GPU is, with CuPy, PyTorch and Numba
+	$(PYTHON) tools/gpu_check.py --out benchmarks/gpu
 
 notebooks: $(VENV)/.installed-notebooks
 	$(PY) tools/notebooks.py

@@ -17,11 +17,11 @@ class TimeEmbedding(nn.Module):
     def __init__(self, c, c_emb):
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(c, c_emb), nn.Linear(c_emb, c_emb)
-        self.half = c // 2
+        rate = torch.exp(-log(10_000) / (c // 2) * torch.arange(c // 2))
+        self.register_buffer("rate", rate, persistent=False)
 
     def forward(self, t):                                 # t (N,)
-        rate = torch.exp(-log(10_000) / self.half * torch.arange(self.half))
-        angle = t[:, None] * rate
+        angle = t[:, None] * self.rate
         waves = torch.cat([angle.sin(), angle.cos()], dim=1)
         return self.linear2(F.silu(self.linear1(waves)))
 

@@ -45,7 +45,7 @@ MISTAKES = (
             "forward_chain"),
     Mistake("noise weighed by its variance",
             "A root forgotten: √(1 − ᾱ) is a deviation, 1 − ᾱ a variance.",
-            "diffusion.process:Process.q_sample",
+            "diffusion.process:noised",
             "across(noise, x0) * eps", "across(noise**2, x0) * eps",
             "forward_chain"),
     Mistake("the root over the whole product",
@@ -130,7 +130,7 @@ MISTAKES = (
     Mistake("training from t = 0 to T − 1",
             "randint(0, T) is right for tables that start at t = 1; for these it never asks about "
             "pure noise, from which sampling starts.",
-            "diffusion.objective:draw",
+            "diffusion.objective:numbers",
             "1 + (schedule.T * u)", "(schedule.T * u)",
             "training_times"),
     Mistake("nats sold as bits",

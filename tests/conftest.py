@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -48,22 +49,35 @@ def cupy(monkeypatch):
     """The stand-in for CuPy, where `import cupy` finds it.
 
     All devices take NumPy's rungs, also between numbers, and the device's noise is made by the
-    host: what is tested is what goes where.
+    host: what is tested is what goes where. A stream that records takes a rung with products for
+    the one kernel that it stands for, as CuPy's own products cannot be recorded.
     """
     import stand_in_cupy
+    import stand_in_graph
+    from tinydiff_kernels.gpu import python, source
 
     from tinydiff.diffusion import noise
-    from tinydiff.kernels import LADDERS, elementwise, use
+    from tinydiff.kernels import LADDERS, elementwise, pick, use
 
     def normal(*address, purpose, like):
         return stand_in_cupy.ours(noise.batch(*address, purpose=purpose))
 
     monkeypatch.setattr(noise.of_gpu, "normal", normal)
     monkeypatch.setattr(elementwise, "large", lambda *arrays, work=16: False)
+    for kind in source.Entry, python.Kernel:
+        monkeypatch.setattr(kind, "launch", stand_in_graph.as_a_launch(kind.launch))
+    for name in ("attention", "conv2d", "matmul"):
+        rung = LADDERS[name].LADDER[LADDERS[name].LADDER.plain[-1]]
+        in_use = partial(lambda name, rung: pick(name) is rung, name, rung)
+        for function in {"forward", "backward", "grad_bias", "grad_input", "grad_weight"} & {
+                *vars(rung)}:
+            monkeypatch.setattr(rung, function,
+                                stand_in_graph.as_a_kernel(getattr(rung, function), in_use))
     for name, module in stand_in_cupy.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     stand_in_cupy.clear()
     stand_in_cupy.doors.clear()
+    stand_in_graph.graphs.clear()
     with use(**{name: ladder.LADDER.plain[-1] for name, ladder in LADDERS.items()}):
         yield sys.modules["cupy"]
     doors = {"backend.py", "philox.py"}                   # the latter sends addresses of noise

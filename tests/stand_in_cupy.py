@@ -1,8 +1,8 @@
 """A strict stand-in for the module `cupy`: its arrays are NumPy's, its manners are CuPy's.
 
 No array turns into NumPy's by itself, NumPy's arrays are refused beside it, only what CuPy has is
-there, and every way between host and device is counted, with the file that took it. What it does
-not imitate: streams, launches, and memory that is really elsewhere.
+there, and every way between host and device is counted, with the file that took it. A stream may
+record (stand_in_graph.py); what is not imitated is work that waits, and memory really elsewhere.
 
     def test_…(cupy):                                     # a fixture of conftest.py
         x = cupy.asarray(np.ones(3))
@@ -17,7 +17,9 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import stand_in_cuda
+import stand_in_graph
 from stand_in_cuda import CUDARuntimeError, OutOfMemoryError, charge, device
+from stand_in_graph import asked, computed, refuse_cublas, refuse_waiting, sent
 
 __all__ = ["CUDARuntimeError", "OutOfMemoryError", "device"]
 
@@ -36,9 +38,9 @@ FUNCTIONS = {
 METHODS = {
     "all": "axis keepdims", "any": "axis keepdims", "argmax": "axis", "argmin": "axis",
     "astype": "copy", "clip": "min max", "copy": "", "cumsum": "axis", "max": "axis keepdims",
-    "mean": "axis keepdims", "min": "axis keepdims", "repeat": "axis", "reshape": "", "round": "",
-    "squeeze": "axis", "std": "axis keepdims", "sum": "axis dtype keepdims", "swapaxes": "",
-    "transpose": "", "view": ""}
+    "mean": "axis dtype keepdims", "min": "axis keepdims", "repeat": "axis", "reshape": "",
+    "round": "", "squeeze": "axis", "std": "axis keepdims", "sum": "axis dtype keepdims",
+    "swapaxes": "", "transpose": "", "view": ""}
 OPERATORS = "add sub mul truediv floordiv mod pow matmul and or xor lt le gt ge eq ne".split()
 
 uploads, downloads, synchronisations = [], [], []         # (file, shape) each, up to `clear`
@@ -48,10 +50,13 @@ doors = set()                                             # the files that had a
 def clear():
     for ways in (uploads, downloads, synchronisations):
         ways.clear()
+    stand_in_graph.clear()
 
 
 def note(ways, shape):
-    """Who was it: the first file outside this one and NumPy."""
+    """Who was it: the first file outside this one and NumPy. Nobody while a stream records."""
+    if ways is not uploads:
+        refuse_waiting()
     frame = sys._getframe(2)
     while frame.f_code.co_filename == __file__ or "numpy" in Path(frame.f_code.co_filename).parts:
         frame = frame.f_back
@@ -86,9 +91,10 @@ def imitated(name, function, keywords):
     def f(*args, **options):
         if strange := options.keys() - keywords:
             raise TypeError(f"cupy.{name} takes no {', '.join(sorted(strange))}")
+        refuse_cublas(name)
         args, options = bare(args), {key: bare(value) for key, value in options.items()}
         with np.errstate(all="ignore"):                   # as on a GPU
-            return ours(function(*args, **options))
+            return ours(computed(function, *args, **options))
     return f
 
 
@@ -155,13 +161,13 @@ class ndarray:
     def __getitem__(self, index):
         if any(isinstance(i, ndarray) and i.dtype == bool for i in several(index)):
             note(synchronisations, self.shape)            # how many are True?
-        return ours(self._host[indexed(index)])
+        return ours(computed(np.ndarray.__getitem__, self._host, indexed(index)))
 
     def __setitem__(self, index, value):
         if not isinstance(value, NUMBERS):
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         with np.errstate(all="ignore"):
-            self._host[indexed(index)] = bare(value)
+            asked(np.ndarray.__setitem__, self._host, indexed(index), bare(value))
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         f = getattr(sys.modules["cupy"], ufunc.__name__, None)
@@ -193,6 +199,7 @@ def indexed(index):
     for part in several(index):
         if isinstance(part, (np.ndarray, list)):
             note(uploads, np.shape(part))
+            part = sent(np.array(part))
         elif isinstance(part, ndarray):
             part = part._host
         parts.append(part)
@@ -207,11 +214,12 @@ def operator(name, reflected=False):
             return NotImplemented                         # a Tensor: its turn
         if not isinstance(y, NUMBERS):
             raise TypeError(f"Unsupported type {type(y)}")
+        refuse_cublas(name)
         with np.errstate(all="ignore"):
             if name.startswith("i"):                      # iadd: in place
-                function(x._host, bare(y))
+                asked(function, x._host, bare(y))
                 return x
-            return ours(function(x._host, bare(y)))
+            return ours(computed(function, x._host, bare(y)))
     return f
 
 
@@ -244,7 +252,7 @@ def asarray(x, dtype=None):
     if isinstance(x, ndarray):
         return x if dtype in (None, x.dtype) else x.astype(dtype)
     note(uploads, np.shape(x))
-    return ours(np.array(x, dtype))
+    return ours(sent(np.array(x, dtype)))
 
 
 def array(x, dtype=None):
@@ -258,7 +266,7 @@ class Add:
 
     @staticmethod
     def at(a, index, b):
-        np.add.at(bare(a), indexed(index), bare(b))
+        asked(np.add.at, bare(a), indexed(index), bare(b))
 
 
 def modules():
@@ -280,6 +288,10 @@ def modules():
     top.lib, top.lib.stride_tricks = made["cupy.lib"], SimpleNamespace(as_strided=strided)
     top.linalg = SimpleNamespace(norm=imitated("linalg.norm", np.linalg.norm, ["axis"]))
     top.split = lambda x, cuts, axis=0: ours(np.split(bare(x), cuts, axis))       # cuts: the host's
+    for name in ("Stream", "MemoryPool", "using_allocator", "set_pinned_memory_allocator"):
+        setattr(top.cuda, name, getattr(stand_in_graph, name))
+    top.cuda.get_current_stream = stand_in_graph.current
+    top.get_default_pinned_memory_pool = lambda: stand_in_graph.pinned
     top.cuda.memory, top.cuda.runtime = stand_in_cuda.memory, stand_in_cuda.runtime
     top.cuda.Device = lambda i=0: SimpleNamespace(
         compute_capability=device.capability, mem_info=stand_in_cuda.mem_info(),

@@ -85,6 +85,7 @@ def test_the_flops_of_a_step_are_the_sum_over_its_layers(monkeypatch):
     note(Linear, "__call__", window)
     note(Conv2d, "__call__", window)
     note(Conv2d, "behind", window)
+    note(Conv2d, "enlarged", window)
     note(ResBlock, "around", lambda self, size, *_: window(self.skip, size) if self.skip else 0)
     note(Attention, "__call__", lambda self, size, x, context=None, *_:
          2 * size * (x if context is None else context).shape[1])

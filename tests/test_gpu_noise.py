@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 from gpu_helpers import any_order, needs_compiler
-from tinydiff_kernels.noise import normal, normal_into, philox
+from tinydiff_kernels.gpu.arrays import bfloat16
+from tinydiff_kernels.noise import keep, mask, normal, normal_into, philox
 
 from tinydiff.diffusion import noise
 
@@ -79,3 +80,28 @@ def test_the_package_asks_for_numpy_alone_until_noise_is_made():
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True,
                           text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7, 9), (64, 65), (2, 0)])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, np.nextafter(1, 0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_keeps_what_the_host_keeps(dtype, p, shape, monkeypatch, any_order):
+    like = np.ones(shape, bfloat16() if dtype == "bfloat16" else dtype)
+    kept = [keep(p, 2**63 + 5, like)]
+    monkeypatch.setattr(mask, "on_device", lambda a: True)
+    kept += [keep(p, seed, like) for seed in (2**63 + 5, np.array([2**63 + 5], np.uint64))]
+    for k in kept:
+        assert (k.dtype, k.shape) == (like.dtype, shape)
+        assert k.tobytes() == kept[0].tobytes()
+
+
+def test_what_is_kept_makes_up_for_what_is_not():
+    for p in 0.1, 0.37:
+        k = keep(p, 3, np.zeros(400_000))
+        share = round(p * 2**16) / 2**16
+        assert set(np.unique(k)) == {0.0, 1 / (1 - share)}
+        assert abs((k == 0).mean() - share) < 5 * (p * (1 - p) / k.size) ** 0.5
+    again, other = keep(0.37, 3, np.zeros(400_000)), keep(0.37, 4, np.zeros(400_000))
+    np.testing.assert_array_equal(k, again)
+    assert abs(((k == 0) & (other == 0)).mean() - 0.37**2) < 5e-3     # seeds are strangers

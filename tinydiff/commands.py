@@ -40,6 +40,9 @@ def do_train(args):
             raise ValueError(f"train: which recipe? There are {', '.join(recipe.shipped())}")
         device = device_of(args)
         plan = recipe.load_recipe(args.recipe).override(args.set)
+        if plan.train.precision == "bf16" and device == "cpu":
+            raise ValueError("train.precision: bf16 is for a GPU, and this would train on the CPU; "
+                             "add --device cuda, or --set train.precision=float32")
         out = a_folder(args.out or Path("runs") / Path(args.recipe).stem)
         files = [out / CHECKPOINT, out / AutoencoderTraining.file]
         saved = any(file.exists() for file in files)
@@ -70,6 +73,9 @@ def do_train(args):
         with usage():
             training = Training(plan, dataset, autoencoder, device)
         outcome = trained(training, stop_at=args.stop_at, preview=preview)
+        if reason := training.whole_step.replayed.why_not:
+            print(f"each step was launched kernel by kernel, as no graph of it could be recorded: "
+                  f"{reason}")
     asks = ["--prompt", dataset.prompts[7 % len(dataset.prompts)]]
     asks += ["--init", "SMALL.png"] if plan.upscale.factor > 1 else []
     return finish(outcome, out, [*again, "--resume"], asks)

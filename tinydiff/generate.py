@@ -14,7 +14,7 @@ import numpy as np
 from tinydiff import images
 from tinydiff._version import __version__
 from tinydiff.asking import editing, is_whole, refuse_drawing
-from tinydiff.backend import alongside
+from tinydiff.backend import alongside, device_for
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.editing import inpainted, strength_nodes
 from tinydiff.diffusion.guidance import clipped, guided
@@ -35,11 +35,13 @@ class Run:
     """
 
     batch = 64                                            # pictures that are drawn at a time
+    precision = "float32"                                 # in which a GPU computes
 
     def __init__(self, model, schedule, recipe, shape, name, autoencoder=None):
         self.model, self.schedule, self.recipe = model, schedule, recipe
         self.shape, self.name = tuple(shape), name        # shape (H, W, C)
         self.own, self.tokenizer = recipe.sample, model.tokenizer     # how to draw unless told
+        self.precision = recipe.train.precision
         self.made_of(model.unet, autoencoder, self.shape[2])
 
     def made_of(self, unet, autoencoder, channels):
@@ -50,11 +52,18 @@ class Run:
         self.channels = autoencoder.config.latent if autoencoder else channels
 
     def to(self, device):
-        """The same Run, which draws on "cpu" or "cuda"."""
+        """The same Run, which draws on "cpu", in float32, or "cuda", in the recipe's precision."""
         for part in vars(self).values():
             if isinstance(part, (Module, Run)):
                 part.to(device)
+        self.compute_in("float32" if device_for(device) == "cpu" else self.precision)
         return self
+
+    def compute_in(self, precision):
+        """Have the U-Net compute in "float32" or "bf16"."""
+        self.unet.compute_in(precision)
+        if precision == "bf16":
+            self.unet.halve()
 
     def generate(self, prompts, *, n=1, seed=0, steps=None, guidance=None, sampler=None,
                  negative="", size=None, init=None, mask=None, strength=None, batch=64, show=False):

@@ -2,18 +2,20 @@
 
 A ladder maps rung names to modules; every rung of it has the same functions. The compiled rungs
 need Numba; without it the highest plain one runs, as it does on a GPU where a ladder has no other.
+Arrays of bf16 are a GPU's: on the CPU its rungs are stepped through, which is slow and exact.
 """
 
 from contextlib import contextmanager
 from functools import cache
 
 from tinydiff_kernels import attention, conv2d, elementwise, matmul, noise, norm, optimizer
+from tinydiff_kernels.gpu.arrays import bfloat16
 from tinydiff_kernels.ladder import can_compile
 from tinydiff_kernels.simd.pool import threads
 
 from tinydiff.backend import array_module
 
-__all__ = ["LADDERS", "elementwise", "noise", "pick", "threads", "use"]
+__all__ = ["LADDERS", "bfloat16", "elementwise", "noise", "pick", "threads", "use"]
 
 LADDERS = {"attention": attention, "conv2d": conv2d, "matmul": matmul, "norm": norm,
            "optimizer": optimizer}
@@ -25,14 +27,20 @@ def pick(name, *arrays):
 
     Raises ValueError for arrays on a GPU where `use` chose a rung of the CPU's.
     """
-    return rung(name, _chosen.get(name), any(array_module(a).__name__ == "cupy" for a in arrays))
+    there = any(array_module(a).__name__ == "cupy" for a in arrays)
+    return rung(name, _chosen.get(name), there, there or any(map(is_half, arrays)))
+
+
+def is_half(x):
+    """Whether an array is of bf16."""
+    return x is not None and x.dtype.kind == "V"          # NumPy's word for types of others
 
 
 @cache
-def rung(name, idea, on_gpu):
+def rung(name, idea, on_gpu, for_gpu):
     ladder = LADDERS[name]
     plain, of_gpu = ladder.LADDER.plain[-1], ladder.LADDER.device
-    if idea is None and on_gpu:
+    if idea is None and for_gpu:
         idea = getattr(ladder, "ON_GPU", plain)
     elif idea is None:
         idea = ladder.DEFAULT if can_compile() else plain

@@ -7,7 +7,7 @@ view into them. A step is then a few lines on two arrays, however many layers th
 from math import cos, inf, pi
 
 from tinydiff.backend import array_module
-from tinydiff.kernels import pick
+from tinydiff.kernels import bfloat16, elementwise, pick
 from tinydiff.parallel import one_blas_thread
 
 
@@ -15,10 +15,10 @@ class Flat:
     """Parameters {path: Tensor} moved into one buffer `data`, their gradients into `grad`.
 
     Weights, which have at least two axes, stand before biases, scales and shifts: the first
-    `weights` numbers.
+    `weights` numbers. Of these `half` is a copy in bf16, which products take, if they are `halved`.
     """
 
-    def __init__(self, parameters):
+    def __init__(self, parameters, halved=False):
         first = next(iter(parameters.values())).data
         xp = array_module(first)
         order = sorted(parameters, key=lambda name: parameters[name].ndim < 2)
@@ -31,14 +31,24 @@ class Flat:
         for name, p in parameters.items():
             data[name][...] = p.data
             p.data, p.grad = data[name], grad[name]
+        self.half = elementwise.cast(self.data[:self.weights], bfloat16()) if halved else None
+        if halved:
+            for name, half in self.views(self.half).items():
+                self.parameters[name].half = half
 
     def views(self, buffer):
         """{path: the part of `buffer` that belongs to that parameter, in its shape}."""
         out, start = {}, 0
         for name, p in self.parameters.items():
-            out[name] = buffer[start:start + p.data.size].reshape(p.shape)
+            if start < buffer.size:                       # one of weights alone ends before
+                out[name] = buffer[start:start + p.data.size].reshape(p.shape)
             start += p.data.size
         return out
+
+    def halve(self):
+        """Bring `half` up to date, where weights moved in another way than by AdamW."""
+        if self.half is not None:
+            self.half[...] = elementwise.cast(self.data[:self.weights], bfloat16())
 
 
 class AdamW:
@@ -59,8 +69,8 @@ class AdamW:
         """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
         flat, ema = self.flat, self.ema
         pick("optimizer", flat.data).step(
-            flat.data, flat.grad, self.m, self.v, ema and ema.data, lr=lr, step=step,
-            beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
+            flat.data, flat.grad, self.m, self.v, ema and ema.data, half=flat.half, lr=lr,
+            step=step, beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
             decaying=flat.weights, ema_decay=ema.decay_at(step) if ema else 1.0, scale=1.0)
 
 
@@ -88,6 +98,7 @@ class Muon(AdamW):
             G = m[name].reshape(-1, w.shape[-1])          # (inputs, outputs) of each
             O = 0.2 * max(G.shape) ** 0.5 * orthogonal(G)
             flat.parameters[name].data[...] = w - lr * (O.reshape(w.shape) + self.decay * w)
+        flat.halve()
         if self.mean:
             self.mean.update(step)
 

@@ -2,14 +2,20 @@
 
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
 from tinydiff.autograd import Tensor, cross_entropy
+from tinydiff.backend import array_module
 from tinydiff.diffusion.objective import learned_log_variance
 from tinydiff.diffusion.prediction import PREDICTS, edm_scale
 from tinydiff.diffusion.process import across
-from tinydiff.models.unet import each
+from tinydiff.models.unet import UNet, each
+from tinydiff.replay import Replayed
+
+_graphs = WeakKeyDictionary()                             # {U-Net: (its weights, a Replayed)}
 
 
 def denoiser(unet, schedule, context=None, class_labels=None, clock=None):
@@ -23,11 +29,13 @@ def denoiser(unet, schedule, context=None, class_labels=None, clock=None):
     that ends without signal.
     """
     refuse_eps_without_signal(unet, schedule)
+    answer = network(unet)
 
     def predict(x_t, t):
-        heard, time = as_heard(unet, schedule, x_t, t)
-        output = unet.predict(heard, clock(t) if clock else time, context, class_labels)
-        p, v = as_said(unet, schedule, x_t, t, output)
+        levels = schedule.levels(t)
+        heard, time = as_heard(unet, levels, x_t, t)
+        output = answer(heard, clock(t) if clock else time, context, class_labels)
+        p, v = as_said(unet, levels, x_t, output)
         if not v.size:
             return p
         return p._replace(log_variance=partial(learned_log_variance, schedule, v, t))
@@ -45,9 +53,10 @@ def eps_vjp(unet, schedule, context=None, class_labels=None):
     def vjp(x_t, t, dy):
         x = Tensor(x_t, requires_grad=True)
         with frozen(unet):
-            heard, time = as_heard(unet, schedule, x, t)
+            levels = schedule.levels(t)
+            heard, time = as_heard(unet, levels, x, t)
             output = unet(heard, each(time, x_t), context, class_labels)
-            as_said(unet, schedule, x, t, output)[0].eps.backward(dy)
+            as_said(unet, levels, x, output)[0].eps.backward(dy)
         return x.grad
 
     return vjp
@@ -71,18 +80,48 @@ def grad_log_prob(classifier):
     return gradient
 
 
-def as_heard(unet, schedule, x, t):
-    """x_t and t, one number or (N,), as the network takes them: scaled, in its own count."""
+def network(unet):
+    """What asks a U-Net as its `predict`; on a GPU a graph, as long as the weights lie there."""
+    if not isinstance(unet, UNet):
+        return unet.predict
+    if array_module(unet.home) is np:
+        _graphs.pop(unet, None)
+        return unet.predict
+    weights = [unet.activations, *(a for p in unet.parameters().values() for a in (p.data, p.half))]
+    known, graphs = _graphs.get(unet, ([], None))
+    if len(known) != len(weights) or not all(map(is_, known, weights)):
+        graphs = Replayed(partial(asked, ref(unet), weights), like=unet.home)
+        _graphs[unet] = weights, graphs
+
+    def answer(x, t, context=None, class_labels=None):
+        told = x, each(t, x), context, class_labels
+        if any(a is not None and array_module(a) is np for a in told):
+            return unet.predict(x, t, context, class_labels)          # which says what is wrong
+        return graphs(*told)[0]
+
+    return answer
+
+
+def asked(unet, weights, *told):
+    """The work of a graph: it keeps its weights where they are, and lets go of the U-Net."""
+    return [unet().predict(*told)]
+
+
+def as_heard(unet, levels, x, t):
+    """x_t and t, one number or (N,), as the network takes them: scaled, in its own count.
+
+    levels: the schedule's at t, (signal, noise).
+    """
     if unet.config.predicts == "edm":
-        x = across(edm_scale(*schedule.levels(t)), x) * x
+        x = across(edm_scale(*levels), x) * x
     return x, t - 1 + unet.config.t_first
 
 
-def as_said(unet, schedule, x, t, output):
+def as_said(unet, levels, x, output):
     """The network's output (N, H, W, C or 2C): a Prediction, and v of the variance (or none)."""
     C = x.shape[-1]
     convert = PREDICTS[unet.config.predicts]
-    return convert(x, output[..., :C], *schedule.levels(t)), output[..., C:]
+    return convert(x, output[..., :C], *levels), output[..., C:]
 
 
 def refuse_eps_without_signal(unet, schedule):

@@ -16,6 +16,7 @@ from tinydiff.diffusion import ideal_predictor, loss_gap
 from tinydiff.evaluation.estimate import straight
 from tinydiff.parallel import cores, one_blas_thread
 from tinydiff.predictor import denoiser
+from tinydiff.replay import one_by_one
 from tinydiff.runs import training_run
 
 
@@ -53,6 +54,7 @@ def rehearse(training, pictures=None):
     return time.perf_counter() - started
 
 
+@one_by_one()                                             # as `memory_of` sees no graph's
 def rehearse_drawing(run, asked, batch):
     """Seconds of drawing, `batch` pictures at a time: a rehearsed step of each stage times all."""
     seconds = 0

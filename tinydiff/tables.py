@@ -132,6 +132,7 @@ class TrainTable:
     lr:           float = 2e-3   # largest learning rate, reached after `warmup` steps
     warmup:       int   = 50     # steps; then half a cosine down to 0
     constant:     bool  = False  # no cosine: the learning rate stays where warmup brought it
+    precision:    str   = "float32"  # or bf16, for what the network multiplies on a GPU
     clip:         float = 1.0    # largest norm of the gradient
     decay:        float = 0.0    # weight decay
     beta2:        float = 0.99   # of Adam: decay of the running mean of squared gradients
@@ -145,6 +146,7 @@ class TrainTable:
 
     def __post_init__(self):
         nearest(self.optimizer, OPTIMIZERS, "optimizer")
+        nearest(self.precision, ("float32", "bf16"), "precision")
         for name, fits, wanted in (("lr",    0 < self.lr < inf,      "above 0 and finite"),
                                    ("clip",  self.clip > 0,          "above 0"),
                                    ("decay", 0 <= self.decay < inf,  "of at least 0 and finite"),

@@ -31,6 +31,7 @@ from tinydiff.progress import bar, interruptible
 from tinydiff.resuming import Diverged, put_back, read_state, refuse_lost
 from tinydiff.tables import LOSSES, OPTIMIZERS, TIMES, WEIGHTS
 from tinydiff.upscale import shrunk, smaller
+from tinydiff.whole_step import WholeStep
 
 MEMORY = 1 << 28                                          # bytes for captions once read
 ADVICE = "train into another folder with a smaller train.lr"
@@ -56,9 +57,10 @@ class Training:
         self.plan, self.schedule = recipe.train, recipe.schedule()
         C = autoencoder.config.latent if autoencoder else dataset.shape[-1]
         self.model = model_of(recipe, dataset, C).to(device)
+        self.model.unet.compute_in(self.plan.precision)
         kept = min(1 << 16, MEMORY // max(self.model.read("").nbytes, 1))
         self.ids = lru_cache(kept)(partial(self.model.read, cut=True))          # (L,) or (L, D)
-        self.flat = Flat(self.model.parameters())
+        self.flat = Flat(self.model.parameters(), halved=self.plan.precision == "bf16")
         self.ema = EMA(self.flat, decay=recipe.train.ema)
         self.optimizer = OPTIMIZERS[recipe.train.optimizer](
             self.flat, beta2=recipe.train.beta2, decay=recipe.train.decay, ema=self.ema)
@@ -66,7 +68,7 @@ class Training:
                         if recipe.diffusion.loss == "vlb" else None)
         self.times = self.moments.draw if self.moments else TIMES[recipe.diffusion.times](
             self.schedule)
-        self.steps_done = 0
+        self.whole_step, self.steps_done = WholeStep(self), 0
 
     @np.errstate(all="ignore")                            # a lost number is found and named
     def step(self):
@@ -75,35 +77,53 @@ class Training:
         Raises Diverged, naming step and layer and leaving the weights alone, when a number is lost.
         """
         t, step = self.recipe.train, self.steps_done + 1
+        lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=None if t.constant else t.steps)
+        loss, norm = self.whole_step(step, lr) or self.by_parts(step, lr)
+        self.steps_done, self.torn = step, False
+        return loss, lr, norm
+
+    def by_parts(self, step, lr):
+        """The gradient, then its clipping, then what the optimizer makes of it -> (loss, norm)"""
         loss = self.gradient(step)
-        norm = clip_grad(self.flat, t.clip)
+        norm = clip_grad(self.flat, self.plan.clip)
         if not isfinite(norm):
             raise Diverged(f"the gradient of step {step} is {norm}, "
                            f"lost at {worst(self.flat.views(self.flat.grad))}; {ADVICE}")
-        lr = learning_rate(step, lr=t.lr, warmup=t.warmup, steps=None if t.constant else t.steps)
         self.torn = True
         self.optimizer.step(lr, step)
         if self.moments:
             self.moments.update(*self.terms)
-        self.steps_done, self.torn = step, False
-        return loss, lr, norm
+        return loss, norm
 
     @np.errstate(all="ignore")
     @one_blas_thread()
     def gradient(self, step):
         """Put the gradient of step 1, 2, … into `flat.grad`; return the loss."""
+        x0, ids, given, numbers = self.told(step)
+        eps = noise.alike(x0, self.plan.seed, step, purpose=noise.TRAIN_EPS)
+        rng = noise.generator(self.plan.seed, step, purpose=noise.DROPOUT)
+        loss, bits = self.loss(x0, ids, given, numbers, eps, rng)
+        self.terms = numbers.t, bits                      # of L_vlb, should the step be taken
+        return play_back(loss, self.flat, step, ADVICE)
+
+    def told(self, step):
+        """What step 1, 2, … is made of: x0, ids, what is given beside or None, its Numbers."""
         x0, ids = self.batch(step)
-        recipe, config, seed = self.recipe, self.model.unet.config, self.recipe.train.seed
+        recipe, predicts, seed = self.recipe, self.model.unet.config.predicts, self.plan.seed
         given = smaller(x0, recipe.upscale, self.schedule, seed, step)    # or None
         x0 = self.autoencoder.latents(x0) if self.autoencoder else x0     # LDM Eq. 2
-        draw = objective.draw(self.schedule, x0, config.predicts, seed=seed, step=step,
-                              weigh=WEIGHTS[recipe.diffusion.weight],
-                              times=self.times)
-        said = self.model(*as_heard(self.model.unet, self.schedule, draw.x_t, draw.t), ids, given,
-                          rng=noise.generator(seed, step, purpose=noise.DROPOUT))    # LDM Eq. 3
-        loss, bits = LOSSES[recipe.diffusion.loss](said, draw, x0, self.schedule, config.predicts)
-        self.terms = draw.t, bits                         # of L_vlb, should the step be taken
-        return play_back(loss, self.flat, step, ADVICE)
+        return x0, ids, given, objective.numbers(
+            self.schedule, len(x0), predicts, seed=seed, step=step,
+            weigh=WEIGHTS[recipe.diffusion.weight], times=self.times)
+
+    def loss(self, x0, ids, given, numbers, eps, rng=None):
+        """The loss of pictures x0 under noise eps, a Tensor; and bits of L_vlb, or None."""
+        unet, schedule = self.model.unet, self.schedule
+        draw = objective.drawn(x0, eps, numbers, unet.config.predicts)
+        levels = numbers.signal, numbers.noise
+        said = self.model(*as_heard(unet, levels, draw.x_t, draw.t), ids, given,
+                          rng=rng)                                        # LDM Eq. 3
+        return LOSSES[self.recipe.diffusion.loss](said, draw, x0, schedule, unet.config.predicts)
 
     def batch(self, step):
         """The pictures x0 (N, H, W, C) in [-1, 1] and caption ids (N, L) of step 1, 2, …"""
@@ -162,6 +182,7 @@ class Training:
                              "now; train into another folder")
         put_back(path, {name: array for name, array in arrays.items()
                         if not name.startswith("autoencoder/")}, self.state())
+        self.flat.halve()
         self.steps_done = config["step"]
 
 

@@ -11,6 +11,7 @@ from tinydiff.backend import alongside
 from tinydiff.diffusion import noise
 from tinydiff.diffusion.process import across
 from tinydiff.generate import Run
+from tinydiff.predictor import network
 
 
 def smaller(x0, table, schedule, seed, step):
@@ -44,10 +45,10 @@ class Beside:
     """A U-Net that also sees `given` (N, H, W, G): called as one that does not."""
 
     def __init__(self, unet, given):
-        self.unet, self.given, self.config = unet, given, unet.config
+        self.given, self.config, self.answer = given, unet.config, network(unet)
 
     def predict(self, x, t, context=None, class_labels=None):
-        return self.unet.predict(np.concatenate([x, self.given], axis=-1), t, context, class_labels)
+        return self.answer(np.concatenate([x, self.given], axis=-1), t, context, class_labels)
 
 
 class Upscaler(Run):
@@ -93,7 +94,7 @@ class Cascade(Run):
     def __init__(self, small, large, name):
         self.small, self.large, self.name = small, large, name
         self.times = large.recipe.upscale.factor
-        self.recipe, self.own = small.recipe, small.own
+        self.recipe, self.own, self.precision = small.recipe, small.own, small.precision
         self.model, self.unet = small.model, small.unet
         self.shape, self.factor = large.shape, small.factor * self.times
 

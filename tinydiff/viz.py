@@ -14,6 +14,7 @@ from tinydiff import images
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.autograd.blame import producers_first
 from tinydiff.nn import Module
+from tinydiff.replay import one_by_one
 
 DPI, GAP = 72, 2     # dots an inch, so that notebooks stay small; white pixels between pictures
 
@@ -194,7 +195,8 @@ def watch(module):
     for owner, key, layer, path in found:
         owner[key] = Spy(layer, path, calls)
     try:
-        yield calls
+        with one_by_one():                                # a graph on a GPU would call nobody
+            yield calls
     finally:
         for owner, key, layer, _ in found:
             owner[key] = layer

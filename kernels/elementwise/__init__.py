@@ -7,9 +7,10 @@
     upsample2(x) -> y, each pixel of x (N, H, W, C) four times: (N, 2H, 2W, C)
     upsample2_backward(dy) -> dx, the sums of those four
     sum_pixels(y (N, …, C)) -> (N, C), what a bias of each image sees of a gradient
+    cast(x, dtype) -> x in another type; what has it already stays itself
 
 Large means contiguous float32 of equal shapes, on a GPU also bf16; everything else is right too, as
-NumPy or CuPy has it.
+NumPy or CuPy has it. Sums of bf16 are taken in float32, and sum_pixels leaves them there.
 """
 
 import numpy as np
@@ -46,7 +47,7 @@ def gelu_backward(dy, x):
 
 
 def silu(x):
-    return fast(x).silu(x) if large(x) else x * sigmoid(x)
+    return fast(x).silu(x) if large(x) else (x * sigmoid(x)).astype(x.dtype, copy=False)
 
 
 def silu_backward(dy, x):
@@ -54,7 +55,7 @@ def silu_backward(dy, x):
     if large(dy, x):
         return fast(x).silu_backward(dy, x)
     s = sigmoid(x)
-    return dy * (s * (1 + x * (1 - s)))
+    return (dy * (s * (1 + x * (1 - s)))).astype(dy.dtype, copy=False)
 
 
 def upsample2(x):
@@ -69,16 +70,27 @@ def upsample2_backward(dy):
         raise ValueError(f"upsample2: expected an even height and width, got {H} and {W}")
     if large(dy):
         return fast(dy).upsample2_backward(dy)
-    return dy.reshape(N, H // 2, 2, W // 2, 2, C).sum(axis=(2, 4))
+    return total(dy.reshape(N, H // 2, 2, W // 2, 2, C), (2, 4)).astype(dy.dtype, copy=False)
 
 
 def sum_pixels(y):
     if not large(y):
-        return y.sum(axis=tuple(range(1, y.ndim - 1)))
+        return total(y, tuple(range(1, y.ndim - 1)))
     if arrays.on_device(y):
         return fast(y).sum_pixels(y)
     from . import pixels
     return pixels.sum_pixels(y.reshape(len(y), -1, y.shape[-1]))
+
+
+def cast(x, dtype):
+    if x.dtype == dtype:
+        return x
+    return fast(x).cast(x, dtype) if arrays.on_device(x) and large(x) else x.astype(dtype)
+
+
+def total(x, axes):
+    """Σ x over these axes, in float32 at least"""
+    return x.sum(axis=axes, dtype=np.promote_types(x.dtype, np.float32))
 
 
 def sigmoid(x):

@@ -1,5 +1,6 @@
-// Normal noise of (seed, purpose, image, step): a thread makes the four numbers of one block.
-#include "device.cuh"
+// Normal noise of (seed, purpose, image, step): a thread makes the four numbers of one block. And
+// what dropout keeps: a thread makes sixteen numbers of one block.
+#include "vector.cuh"
 
 using word = unsigned long long;                          // 64 bits
 
@@ -66,4 +67,32 @@ KERNEL(256) normal_of_state(float* out, const unsigned long long* images, unsign
                             const unsigned long long* state, unsigned long long purpose, long size,
                             long blocks, int N) {
     normal(out, images, first, state[0], purpose, state[1], size, blocks, N);
+}
+
+// out (size): `kept`, or 0 where 16 bits of the seed's words are below `least`
+template <class T>
+DEVICE void keep(T* out, const word* seed, int least, float kept, long size) {
+    long block = blockIdx.x * 256l + threadIdx.x, start = 16 * block;
+    if (start >= size)
+        return;
+    Words w = philox({static_cast<word>(block), 0, 0, 0}, *seed, 0);
+    for (int first = 0; first < 16; first += LANES<T>) {
+        float y[LANES<T>];
+        for (int i = 0; i < LANES<T>; i++) {
+            int bits = w.of[(first + i) / 4] >> 16 * ((first + i) % 4) & 0xFFFF;
+            y[i] = bits < least ? 0 : kept;
+        }
+        long left = size - start - first;
+        int count = left < LANES<T> ? (left < 0 ? 0 : left) : LANES<T>;
+        store(out + start + first, y, count, count == LANES<T>);
+    }
+}
+
+KERNEL(256) keep_float(float* out, const unsigned long long* seed, int least, float kept,
+                       long size) {
+    keep(out, seed, least, kept, size);
+}
+
+KERNEL(256) keep_bf16(bf16* out, const unsigned long long* seed, int least, float kept, long size) {
+    keep(out, seed, least, kept, size);
 }

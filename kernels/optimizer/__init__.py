@@ -10,12 +10,13 @@
 
 A rung has two functions on arrays (n,); everything happens in place:
 
-    step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step, ema_decay, scale)
+    step(data, grad, m, v, ema, *, half, lr, beta1, beta2, eps, decay, decaying, step, ema_decay,
+         scale)
     norm(grad) -> √Σ grad²
 
 ema may be None. Of data the first `decaying` numbers decay: weights, before biases and scales.
-step is t = 1, 2, …. From rung 2 on, step may be given `half`, a bf16 array of data's length or
-less, for a copy of data's first numbers.
+step is t = 1, 2, …. half, if given, is a bf16 array of data's length or less, and becomes a copy of
+data's first numbers.
 """
 
 from ..ladder import Ladder

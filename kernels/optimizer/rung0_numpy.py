@@ -11,7 +11,8 @@ import numpy as np
 PIECE = 2**16                                             # numbers: 256 KB in float32
 
 
-def step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step, ema_decay, scale):
+def step(data, grad, m, v, ema, *, half=None, lr, beta1, beta2, eps, decay, decaying, step,
+         ema_decay, scale):
     m_scale, v_scale = 1 / (1 - beta1**step), 1 / (1 - beta2**step)   # both means started at zero
     for i in range(0, len(data), PIECE):
         g, m_i, v_i, x = (a[i:i + PIECE] for a in (grad, m, v, data))
@@ -25,6 +26,13 @@ def step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step,
             mean = ema[i:i + PIECE]
             mean += (1 - ema_decay) * (x - mean)
         g[...] = 0
+    copy_into(half, data)
+
+
+def copy_into(half, data):
+    """The first numbers of data into half, if there is one, as bf16."""
+    if half is not None:
+        half[...] = data[:half.size].astype(half.dtype)
 
 
 def norm(grad):

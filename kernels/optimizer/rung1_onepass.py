@@ -28,10 +28,11 @@ from . import rung0_numpy
 EACH = 2**14                                              # numbers an item takes of each array
 
 
-def step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step, ema_decay, scale):
+def step(data, grad, m, v, ema, *, half=None, lr, beta1, beta2, eps, decay, decaying, step,
+         ema_decay, scale):
     buffers = [a for a in (data, grad, m, v, ema) if a is not None]
     if not all(map(single_and_flat, buffers)) or len({a.shape for a in buffers}) > 1:
-        rung0_numpy.step(data, grad, m, v, ema, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+        rung0_numpy.step(data, grad, m, v, ema, half=half, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
                          decay=decay, decaying=decaying, step=step, ema_decay=ema_decay,
                          scale=scale)
         return
@@ -39,6 +40,7 @@ def step(data, grad, m, v, ema, *, lr, beta1, beta2, eps, decay, decaying, step,
                         eps, -lr * decay, 0, 1 - ema_decay], np.float32)
     run(adamw, -(-data.size // EACH), data, grad, m, v, 0 if ema is None else ema, data.size,
         decaying, numbers)
+    rung0_numpy.copy_into(half, data)
 
 
 def norm(grad):

@@ -22,10 +22,9 @@ LINE = "float32[::1]"
 def step(data, grad, m, v, ema, *, half=None, lr, beta1, beta2, eps, decay, decaying, step,
          ema_decay, scale):
     if not single_and_flat(data, grad, m, v, ema):
-        rung0_numpy.step(data, grad, m, v, ema, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+        rung0_numpy.step(data, grad, m, v, ema, half=half, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
                          decay=decay, decaying=decaying, step=step, ema_decay=ema_decay,
                          scale=scale)
-        copy_into(half, data)
         return
     everywhere = -(-data.size // THREADS), THREADS
     stretch[everywhere](grad, np.float32(scale))
@@ -37,7 +36,7 @@ def step(data, grad, m, v, ema, *, half=None, lr, beta1, beta2, eps, decay, deca
     if ema is not None:
         approach[everywhere](ema, data, np.float32(1 - ema_decay))
     clear[everywhere](grad)
-    copy_into(half, data)
+    rung0_numpy.copy_into(half, data)
 
 
 def norm(grad):
@@ -56,12 +55,6 @@ def single_and_flat(*buffers):
     return len({a.shape for a in given}) == 1 and all(
         a.dtype == np.float32 and a.ndim == 1 and a.size and a.flags.c_contiguous
         and getattr(a.flags, "writeable", True) for a in given)
-
-
-def copy_into(half, data):
-    """The first numbers of data into half, if there is one, as bf16."""
-    if half is not None:
-        half[...] = data[:half.size].astype(half.dtype)
 
 
 @kernel(f"{LINE}, float32")

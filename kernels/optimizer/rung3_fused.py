@@ -18,7 +18,7 @@ import numpy as np
 from ..gpu.arrays import empty
 from ..gpu.source import Source
 from . import rung0_numpy
-from .rung2_cuda_elementwise import copy_into, single_and_flat
+from .rung2_cuda_elementwise import single_and_flat
 
 code = Source(__file__)
 BLOCKS, EACH = 1024, 4096                                 # blocks at most, numbers of one at least
@@ -26,8 +26,7 @@ BLOCKS, EACH = 1024, 4096                                 # blocks at most, numb
 
 def step(data, grad, m, v, ema, *, half=None, decaying, **how):
     if not single_and_flat(data, grad, m, v, ema):
-        rung0_numpy.step(data, grad, m, v, ema, decaying=decaying, **how)
-        copy_into(half, data)
+        rung0_numpy.step(data, grad, m, v, ema, half=half, decaying=decaying, **how)
         return
     numbers = empty(8, np.float32, like=data)
     put(numbers, numbers_of(**how))

@@ -6,6 +6,8 @@ Every name below works on Tensors and plain arrays; operators (x + y, x @ w, x[i
 from tinydiff.autograd.check import gradcheck
 from tinydiff.autograd.elementwise import (
     add,
+    add_to_pixels,
+    cast,
     clip,
     cos,
     div,
@@ -27,7 +29,7 @@ from tinydiff.autograd.elementwise import (
     sub,
     tanh,
 )
-from tinydiff.autograd.fused import norm_silu_conv2d
+from tinydiff.autograd.fused import norm_silu_conv2d, upsample_conv2d
 from tinydiff.autograd.losses import cross_entropy, mse
 from tinydiff.autograd.norm import group_norm, layer_norm
 from tinydiff.autograd.product import attention, conv2d, linear, matmul
@@ -47,12 +49,12 @@ from tinydiff.autograd.shape import (
 from tinydiff.autograd.tensor import Tensor, no_grad, op
 
 __all__ = [
-    "Tensor", "add", "attention", "broadcast", "clip", "concat", "conv2d", "cos",
-    "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh",
+    "Tensor", "add", "add_to_pixels", "attention", "broadcast", "cast", "clip", "concat", "conv2d",
+    "cos", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh",
     "getitem", "gradcheck", "group_norm", "layer_norm", "linear", "log", "logsumexp", "matmul",
     "max", "maximum", "mean", "mse", "mul", "neg", "no_grad", "norm_silu_conv2d", "op", "pad",
     "pow", "recomputed", "relu", "reshape", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack",
-    "sub", "sum", "tanh", "transpose", "upsample", "var",
+    "sub", "sum", "tanh", "transpose", "upsample", "upsample_conv2d", "var",
 ]
 
 Tensor.__add__      = Tensor.__radd__ = add

@@ -5,14 +5,21 @@ from math import erf, exp as exp_, pi, sqrt as sqrt_
 import numpy as np
 
 from tinydiff.autograd.tensor import op
-from tinydiff.backend import alongside, array_module, normal_cdf
-from tinydiff.kernels import elementwise
+from tinydiff.backend import array_module, normal_cdf
+from tinydiff.kernels import elementwise, noise
 
 
 @op
 def add(x, y):
     """x + y"""
     return elementwise.add(x, y), lambda dy: (dy, dy)
+
+
+@op
+def add_to_pixels(x, late):
+    """x (N, H, W, C) + late (N, C), the same for all pixels of an image, in x's type"""
+    late = elementwise.cast(late, x.dtype)[:, None, None]
+    return x + late, lambda dy: (dy, lambda: elementwise.sum_pixels(dy))
 
 
 @op
@@ -44,6 +51,16 @@ def neg(x):
 def pow(x, *, n):
     """xⁿ for a number n"""
     return x**n, lambda dy: (dy * n * x ** (n - 1) if n else dy * 0,)
+
+
+@op
+def cast(x, *, dtype, known=None):
+    """The same numbers in another type; `known` are they, where somebody has them already
+
+    The gradient comes back in x's own type: what had not been rounded on its way never is.
+    """
+    y = elementwise.cast(x, dtype) if known is None else known
+    return y, lambda dy: (elementwise.cast(dy, x.dtype),)
 
 
 @op
@@ -119,9 +136,10 @@ def gelu(x):
     phi = 0.5 + 0.5 * error_function(x * sqrt_(0.5)) if xp is np else normal_cdf(x)
 
     def vjp(dy):
-        return (dy * (phi + x * xp.exp(-0.5 * x * x) * (1 / sqrt_(2 * pi))),)
+        dx = dy * (phi + x * xp.exp(-0.5 * x * x) * (1 / sqrt_(2 * pi)))
+        return (dx.astype(dy.dtype, copy=False),)
 
-    return x * phi, vjp
+    return (x * phi).astype(x.dtype, copy=False), vjp
 
 
 @op
@@ -163,11 +181,11 @@ def clip(x, *, low, high):
 
 @op
 def dropout(x, *, p, rng):
-    """Zero each number with probability p, divide the rest by 1 − p; `rng` says which"""
+    """Zero each number with probability p, divide the rest by 1 − p; `rng` says which, by a seed"""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: expected 0 ≤ p < 1, got {p}")
-    keep = alongside(rng.random(x.shape) >= p, x).astype(x.dtype) * (1 / (1 - p))
-    return x * keep, lambda dy: (dy * keep,)
+    keep = noise.keep(p, rng.integers(2**63), like=x)
+    return elementwise.mul(x, keep), lambda dy: (elementwise.mul(dy, keep),)
 
 
 def error_function(x):

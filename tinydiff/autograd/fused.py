@@ -9,12 +9,13 @@ activations once more instead of keeping them.
 
 import numpy as np
 
-from tinydiff.autograd.elementwise import silu
+from tinydiff.autograd.elementwise import add_to_pixels, silu
 from tinydiff.autograd.norm import as_line, group_norm
 from tinydiff.autograd.product import conv2d
-from tinydiff.autograd.shape import concat, reshape
+from tinydiff.autograd.shape import concat, upsample
 from tinydiff.autograd.tensor import Tensor, op, recording
-from tinydiff.kernels import elementwise, pick
+from tinydiff.backend import array_module
+from tinydiff.kernels import elementwise, is_half, pick
 
 
 def norm_silu_conv2d(x, scale, shift, w, b, skip=None, late=None, add=None, *, groups, eps=1e-5):
@@ -53,14 +54,15 @@ def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     h = x if skip is None else concat(x, skip)
     y = conv2d(silu(group_norm(h, scale, shift, groups=groups, eps=eps)), w, b, padding=1)
     if late is not None:
-        y = y + reshape(late, shape=(late.shape[0], 1, 1, late.shape[1]))
+        y = add_to_pixels(y, late)
     return y if add is None else y + add
 
 
 @op
 def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     N, _, _, C1 = x.shape
-    xs = [np.ascontiguousarray(part) for part in (x, skip) if part is not None]
+    contiguous = array_module(x).ascontiguousarray
+    xs = [contiguous(part) for part in (x, skip) if part is not None]
     conv, norm = pick("conv2d", x), pick("norm", x)
     mean, rstd = norm.measure(xs, groups, eps)            # (N, groups)
     gamma, beta = (np.broadcast_to(p, (N, w.shape[2])) for p in (scale, shift))
@@ -70,7 +72,7 @@ def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
                    keep=not recording())              # the weights of a sampler stay the same
 
     def vjp(dy):
-        dy = np.ascontiguousarray(dy)
+        dy = contiguous(dy)
         dw = conv.fused_grad_weight(dy, xs, scale=slope, shift=offset)
         da = conv.fused_grad_input(dy, w, split=C1 if skip is not None else None)
         dxs, dgamma, dbeta = norm.backward(da, xs, gamma, beta, mean, rstd, True)
@@ -81,9 +83,36 @@ def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     return y, vjp
 
 
-def can_fuse(x, scale, shift, w, *others):
-    """Whether the rung in use can, and all is as it expects: float32 NumPy arrays, K = 3."""
-    if not hasattr(pick("conv2d", x), "fused") or w.shape[:2] != (3, 3):
+def can_fuse(x, scale, shift, w, b, skip, late, add):
+    """Whether the rung in use can, and all is as it expects.
+
+    On the CPU that is float32; on a GPU bf16, but for what is small, and whole vectors of it.
+    """
+    conv, bf16 = pick("conv2d", x), is_half(x)
+    if not hasattr(conv, "fused") or bf16 != hasattr(conv, "upsampled") or w.shape[:2] != (3, 3):
         return False
-    arrays = [a.data if isinstance(a, Tensor) else a for a in (x, scale, shift, w, *others)]
-    return all(a is None or (type(a) is np.ndarray and a.dtype == np.float32) for a in arrays)
+    large, small = ([a.data if isinstance(a, Tensor) else a for a in some if a is not None]
+                    for some in ((x, w, skip, add), (scale, shift, b, late)))
+    if bf16:
+        return all(map(is_half, large)) and all(a.dtype == np.float32 for a in small) and \
+            w.shape[2] % conv.SEAM == w.shape[3] % conv.SEAM == 0
+    return all(type(a) is np.ndarray and a.dtype == np.float32 for a in large + small)
+
+
+def upsample_conv2d(x, w, b):
+    """conv2d(upsample(x)) + b, 3 × 3 windows, the size kept: (N, H, W, C) -> (N, 2H, 2W, O)"""
+    if hasattr(pick("conv2d", x), "upsampled"):
+        return in_phases(x, w, b)
+    return conv2d(upsample(x), w, b, padding=1)
+
+
+@op
+def in_phases(x, w, b):
+    conv = pick("conv2d", x)
+
+    def vjp(dy):
+        return (lambda: conv.upsampled_grad_input(dy, w),
+                lambda: conv.upsampled_grad_weight(dy, x, w.shape),
+                lambda: elementwise.sum_pixels(dy).sum(axis=0))
+
+    return conv.upsampled(x, w, b), vjp

@@ -44,11 +44,11 @@ def linear(x, w, b=None, skip=None, add=None):
     def vjp(dy):
         drows, dskip = dy.reshape(-1, O), None
         if skip is None:
-            dx = rung.grad_input(drows, w)
+            dx = lambda: rung.grad_input(drows, w).reshape(x.shape)
         else:
             dx, dskip = rung.grad_input(drows, w, x.shape[-1])
-            dskip = dskip.reshape(skip.shape)
-        return (dx.reshape(x.shape), lambda: rung.grad_weight(rows, drows),
+            dx, dskip = dx.reshape(x.shape), dskip.reshape(skip.shape)
+        return (dx, lambda: rung.grad_weight(rows, drows),
                 lambda: elementwise.sum_pixels(drows[None])[0], dskip, dy)
 
     return y.reshape(*x.shape[:-1], O), vjp

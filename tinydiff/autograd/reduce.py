@@ -26,9 +26,11 @@ def mean(x, *, axis=None, keepdims=False):
     n = count(x, axis)
 
     def vjp(dy):
-        return (xp.broadcast_to(spread(dy / n, x, axis, keepdims), x.shape),)
+        dx = (dy / n).astype(dy.dtype, copy=False)        # bf16 / n would be wider
+        return (xp.broadcast_to(spread(dx, x, axis, keepdims), x.shape),)
 
-    return x.mean(axis=axis, keepdims=keepdims), vjp
+    y = x.mean(axis=axis, keepdims=keepdims, dtype=np.promote_types(x.dtype, np.float32))
+    return y.astype(x.dtype, copy=False), vjp
 
 
 @op

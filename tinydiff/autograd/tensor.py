@@ -23,18 +23,19 @@ class Tensor:
     """An array that can say how it was computed.
 
     data (any shape); grad (the same shape) after `backward`, where requires_grad was asked for.
+    half: of some parameters, a copy of data in bf16 kept by who moves them (`optim.Flat.halve`).
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "_parents", "_vjp")
+    __slots__ = ("data", "grad", "half", "requires_grad", "_parents", "_vjp")
     __array_priority__ = 100                          # array + Tensor is our add, not NumPy's
     __array_ufunc__ = None
 
     def __init__(self, data, requires_grad=False):
         self.data = data if type(data) is np.ndarray else array_module(data).asarray(data)
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and self.data.dtype.kind not in "fV":           # V: bf16
             raise ValueError(f"Tensor: a gradient needs floats, got {self.data.dtype}; "
                              "write 1.0 for 1")
-        self.grad = None
+        self.grad = self.half = None
         self.requires_grad = requires_grad
         self._parents = ()
         self._vjp = None

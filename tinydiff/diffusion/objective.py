@@ -10,13 +10,22 @@ import numpy as np
 from tinydiff.backend import alongside, to_host
 from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, alike, uniform
 from tinydiff.diffusion.prediction import dialect
-from tinydiff.diffusion.process import across
+from tinydiff.diffusion.process import across, noised
+
+
+class Numbers(NamedTuple):
+    """What the host draws for a step: one number of each for each picture."""
+
+    t: Any                                                       # (N,) int64
+    signal: Any                                                  # (N,) float64, at t
+    noise: Any                                                   # (N,) float64, at t
+    weight: Any                                                  # (N,) float64
 
 
 class Draw(NamedTuple):
     """One batch of the simple loss: mean of weight · ‖network(x_t, t) − target‖²."""
 
-    t: Any                                                       # (N,) int64, on the host
+    t: Any                                                       # (N,) int64
     eps: Any                                                     # (N, …) as x0
     x_t: Any                                                     # (N, …) as x0
     target: Any                                                  # (N, …) as x0
@@ -147,13 +156,23 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
     Row n draws from the address (seed, n, step), so a resumed run goes on as if never stopped.
     ValueError for another `predicts`.
     """
-    _, target_of = dialect(predicts)
-    u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in range(len(x0))])
-    t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
+    told = numbers(schedule, len(x0), predicts, seed=seed, step=step, weigh=weigh, times=times)
     eps = alike(x0, seed, step, purpose=TRAIN_EPS)
-    x_t = schedule.q_sample(x0, t, eps)                          # DDPM Eq. 4
-    signal, noise = (across(level, x0) for level in schedule.levels(t))
+    return drawn(x0, eps, told, predicts)                        # DDIM Eq. 5
+
+
+def numbers(schedule, N, predicts, *, seed, step, weigh=unweighted, times=None):
+    """The half of `draw` that is the host's, of N pictures -> Numbers"""
+    u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in range(N)])
+    t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
+    return Numbers(t, *schedule.levels(t), share * weigh(schedule.snr(t), predicts))
+
+
+def drawn(x0, eps, told, predicts):
+    """The other half, wherever x0, its noise eps and its Numbers lie -> Draw"""
+    _, target_of = dialect(predicts)
+    x_t = noised(x0, eps, told.signal, told.noise)               # DDPM Eq. 4
+    signal, noise = (across(level, x0) for level in (told.signal, told.noise))
     target = target_of(x0, eps, signal, noise)
-    # DDIM Eq. 5
-    weight = (share * weigh(schedule.snr(t), predicts)).astype(x0.dtype)
-    return Draw(t, eps, x_t, target, alongside(weight, x0))
+    weight = alongside(told.weight.astype(x0.dtype, copy=False), x0)
+    return Draw(told.t, eps, x_t, target, weight)

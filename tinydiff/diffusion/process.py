@@ -58,9 +58,8 @@ class Process:
         """
         if eps.shape != x0.shape:
             raise ValueError(f"q_sample: eps must have x0's shape {x0.shape}, got {eps.shape}")
-        signal, noise = self.levels(t)
         # DDIM Eq. 4, §2, iDDPM Eq. 8, 9, ADM Eq. 16, 17, LDM Eq. 4, CFG Eq. 1
-        return across(signal, x0) * x0 + across(noise, x0) * eps           # DDPM Eq. 4
+        return noised(x0, eps, *self.levels(t))                            # DDPM Eq. 4
 
     def posterior(self, x0, x_t, t, s=None):
         """Mean and variance of q(x_s | x_t, x0), where s < t is t − 1 unless given.  DDPM Eq. 6, 7
@@ -96,6 +95,11 @@ class Process:
             raise ValueError(f"a step must go from t down to s < t, got t = {t} and s = {s}")
         (a_t, b_t), (a_s, b_s) = self.levels(t), self.levels(s)
         return (a_t, b_t), (a_s, b_s), a_t * b_s / (a_s * b_t)
+
+
+def noised(x0, eps, signal, noise):
+    """signal · x0 + noise · eps: `q_sample` at levels that are known, one number each or (N,)."""
+    return across(signal, x0) * x0 + across(noise, x0) * eps
 
 
 def across(values, x):

@@ -4,9 +4,9 @@ from functools import partial
 
 import numpy as np
 
-from tinydiff.autograd import concat, linear, mean, silu, upsample
+from tinydiff.autograd import cast, concat, linear, mean, silu, upsample
 from tinydiff.models.transformer import ContextBlock
-from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module
+from tinydiff.nn import Attention, Conv2d, GroupNorm, Linear, Module, suited
 
 
 class ResBlock(Module):
@@ -27,7 +27,7 @@ class ResBlock(Module):
 
     def __call__(self, x, emb=None, skip=None, drop=None, resize=None):
         """x ‖ skip (N, H, W, c_in), emb (N, c_emb) -> (N, H', W', c_out)"""
-        late = self.shift and self.shift(silu(emb))       # (N, c_out): one number per channel
+        late = self.shift and heard(self.shift, emb)      # (N, c_out): one number per channel
         h = self.conv1.behind(self.norm1, x, skip=skip, late=late, between=resize)
         return self.conv2.behind(self.norm2, h, add=self.around(x, skip, resize), between=drop)
 
@@ -37,7 +37,7 @@ class ResBlock(Module):
             return resize(x)
         if self.skip is None:
             return x if skip is None else concat(x, skip)
-        w = self.skip.w
+        w = suited(self.skip.w, x)
         return linear(x, w.reshape(*w.shape[2:]), self.skip.b, skip)
 
 
@@ -50,11 +50,16 @@ class AdaptiveResBlock(ResBlock):
 
     def __call__(self, x, emb, skip=None, drop=None, resize=None):
         h = self.conv1.behind(self.norm1, x, skip=skip, between=resize)       # (N, H', W', c_out)
-        scale, shift = 1 + self.scale(silu(emb)), self.shift(silu(emb))       # (N, c_out)
+        scale, shift = 1 + heard(self.scale, emb), heard(self.shift, emb)     # (N, c_out)
         # AdaGN: y_s norm(h) + y_b
         adapt = (self.norm2.scale * scale, self.norm2.shift * scale + shift)
         return self.conv2.behind(self.norm2, h, adapt=adapt, add=self.around(x, skip, resize),
                                  between=drop)
+
+
+def heard(layer, emb):
+    """What a layer makes of the time, in the type of its bias."""
+    return cast(layer(silu(emb)), dtype=layer.b.dtype)
 
 
 class AttentionBlock(Module):
@@ -147,7 +152,9 @@ class Upsample(Module):
         self.conv = Conv2d(c, c, 3, rng=rng)
 
     def __call__(self, h, emb=None, drop=None, *, like=None):
-        return self.conv(upsample(h) if like is None else doubled(h, like))
+        if like is None or like.shape[1:3] == (2 * h.shape[1], 2 * h.shape[2]):
+            return self.conv.enlarged(h)
+        return self.conv(doubled(h, like))
 
 
 class ResDownsample(Module):

@@ -105,12 +105,14 @@ class Bert(Form):
         return tanh(encoder.pooler(x[:, 0])).data if encoder.pooler else None
 
 
-def distances(L, rows, farthest):
+def distances(L, rows, farthest, like=None):
     """(L, L): which of the rows of a table goes with query and key.  T5 (1910.10683) §2.1
 
-    Half are for keys ahead. Near distances have a row each, others share one with ever more.
+    Half are for keys ahead. Near distances have a row each, others share one with ever more. An
+    array where `like` is, so that nothing has to be sent there.
     """
-    ahead, half = np.arange(L) - np.arange(L)[:, None], rows // 2
+    places, half = np.arange(L, like=like), rows // 2
+    ahead = places - places[:, None]
     near, distance = half // 2, np.abs(ahead)
     far = np.log(np.maximum(distance, near) / near) / np.log(farthest / near)
     far = np.minimum(near + (far * (half - near)).astype(int), half - 1)
@@ -126,7 +128,8 @@ class T5(Form):
         encoder.position = Embedding(c.buckets, c.heads, rng=rng)
 
     def place(encoder, x):
-        rows = distances(x.shape[1], encoder.config.buckets, encoder.config.farthest)
+        rows = distances(x.shape[1], encoder.config.buckets, encoder.config.farthest,
+                         like=x.data)
         return x, encoder.position(rows).transpose(2, 0, 1)           # (heads, L, L)
 
 

@@ -2,14 +2,26 @@
 
 from functools import partial
 from itertools import repeat
+from types import SimpleNamespace
 
 import numpy as np
 
-from tinydiff.autograd import Tensor, concat, dropout, mean, no_grad, recomputed, silu
+from tinydiff.autograd import (
+    Tensor,
+    cast,
+    concat,
+    dropout,
+    linear,
+    mean,
+    no_grad,
+    recomputed,
+    silu,
+)
 from tinydiff.backend import alongside, array_module
+from tinydiff.kernels import bfloat16
 from tinydiff.models.blocks import Block, Downsample, ResDownsample, ResUpsample, Upsample
 from tinydiff.models.unet_config import UNetConfig
-from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, TimeEmbedding
+from tinydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, TimeEmbedding, suited
 
 
 class Level(Module):
@@ -27,6 +39,8 @@ class UNet(Module):
     With a learned variance the result is (N, H, W, 2C), and the last C say where between β̃ and β
     it lies (iDDPM Eq. 15). A generator `rng` is for training: it draws what dropout leaves out.
     """
+
+    activations = None                                    # their type on the way, if not x_t's
 
     def __init__(self, config: UNetConfig, *, rng):
         c, widths, c_emb = config, config.widths, round(config.emb * config.base)
@@ -76,13 +90,20 @@ class UNet(Module):
         """One of its arrays: what it works on has to live alongside."""
         return self.time.linear1.w.data
 
+    def compute_in(self, precision):
+        """"bf16": activations are, and copies of the weights that they meet; sums, statistics, the
+        weights themselves and t's way to emb stay float32.  "float32": all is.
+        """
+        self.activations = bfloat16() if precision == "bf16" else None
+
     def __call__(self, x_t, t, context=None, class_labels=None, *, rng=None):
         self.check(x_t, t, context, class_labels)
         run = recomputed if self.config.checkpoint else lambda f, *args: f(*args)
         drops = dropouts(self.config.dropout, rng)
-        emb = self.embed(t, context, class_labels)                    # (N, c_emb)
+        emb = self.narrowed(self.embed(t, context, class_labels))     # (N, c_emb)
         x_t = 2 * x_t - 1 if self.config.centre_input else x_t
-        h = space_to_depth(x_t, self.config.patch)                    # (N, H/p, W/p, p·p·C)
+        h = self.narrowed(space_to_depth(x_t, self.config.patch))     # (N, H/p, W/p, p·p·C)
+        context = self.narrowed(context)
         h = self.conv_in(h) if self.layout is None else self.laid_out(h, emb, context)
         skips = [h]                                                   # (N, H/p, W/p, base)
         for level in self.down:
@@ -100,7 +121,14 @@ class UNet(Module):
             if level.resize:
                 h = run(partial(level.resize, like=skips[-1]), h, emb, next(drops))
         h = self.conv_out.behind(self.norm_out, h)
+        h = h if self.activations is None else cast(h, dtype=x_t.dtype)
         return depth_to_space(h, self.config.patch)                   # (N, H, W, C or 2C)
+
+    def narrowed(self, x):
+        """x in the type of activations."""
+        if x is None or self.activations is None:
+            return x
+        return cast(x, dtype=self.activations)
 
     def embed(self, t, context, class_labels):
         """One vector an image: the time, and what the picture should be of."""
@@ -122,14 +150,17 @@ class UNet(Module):
         xp, k = array_module(h), self.config.layout
         down, across = ((xp.arange(n) + 0.5) / n for n in (H, W))     # in [0, 1]
         where = xp.stack(xp.meshgrid(2 * down - 1, 2 * across - 1, indexing="ij"), axis=-1)
-        where = xp.broadcast_to(where.astype(h.dtype), (N, H, W, 2))
+        where = xp.broadcast_to(where, (N, H, W, 2)).astype(h.dtype)
         waves = (xp.cos(np.pi * down[:, None] * xp.arange(k))[:, None, :, None]
                  * xp.cos(np.pi * across[:, None] * xp.arange(k))[:, None])
         waves = waves.reshape(H * W, k * k).astype(h.dtype)
         told = emb.reshape(N, 1, -1)                      # to each word, or once
         told = told if context is None else told + self.words(context)      # (N, L or 1, c_emb)
-        heights = self.layout(mean(silu(told), axis=1)).reshape(N, k * k, self.config.base)
-        return self.conv_in(concat(h, where)) + (waves @ heights).reshape(N, H, W, -1)
+        heights = cast(self.layout(mean(silu(told), axis=1)), dtype=self.layout.w.dtype)
+        heights = heights.reshape(N, k * k, -1).transpose(1, 0, 2).reshape(k * k, -1)
+        moved = linear(waves, suited(heights, waves)).reshape(H * W, N, -1)       # as weights
+        moved = moved.transpose(1, 0, 2).reshape(N, H, W, -1)
+        return self.conv_in(concat(h, where)) + moved
 
     def predict(self, x, t, context=None, class_labels=None):
         """The same on arrays, remembering nothing; t, a number or (N,), as the network counts."""
@@ -192,8 +223,8 @@ def dropouts(p, rng):
     if rng is None or p == 0:
         yield from repeat(None)
     while True:
-        seed = rng.integers(2**63)
-        yield lambda h, seed=seed: dropout(h, p=p, rng=np.random.default_rng(seed))
+        again = partial(lambda seed, _: seed, rng.integers(2**63))
+        yield partial(dropout, p=p, rng=SimpleNamespace(integers=again))
 
 
 def space_to_depth(x, p):

@@ -3,6 +3,8 @@
 import numpy as np
 
 from tinydiff.autograd import (
+    add_to_pixels,
+    cast,
     concat,
     conv2d,
     embedding,
@@ -11,9 +13,19 @@ from tinydiff.autograd import (
     linear,
     norm_silu_conv2d,
     silu,
+    upsample_conv2d,
 )
+from tinydiff.kernels import is_half
 from tinydiff.nn import init
 from tinydiff.nn.module import Module, parameter
+
+
+def suited(w, x):
+    """A weight in the type of what it meets: float32 itself, or its copy where x is bf16.
+
+    Biases and what norms learn are small, and stay as they are.
+    """
+    return cast(w, dtype=x.dtype, known=w.half) if is_half(x) and not is_half(w) else w
 
 
 class Linear(Module):
@@ -24,14 +36,15 @@ class Linear(Module):
         self.b = parameter(np.zeros(c_out)) if bias else None
 
     def __call__(self, x):
-        return linear(x, self.w, self.b)
+        return linear(x, suited(self.w, x), self.b)
 
 
 class Conv2d(Module):
     """A K × K convolution: x (N, H, W, c_in) -> y (N, ⌈H/stride⌉, ⌈W/stride⌉, c_out).
 
     padding is as autograd.conv2d takes it, or half a window all around.
-    behind(norm, x, …) is the convolution of silu(norm(x)) in one pass, for K = 3.
+    behind(norm, x, …) is the convolution of silu(norm(x)) in one pass, and enlarged(x) that of x
+    with each pixel four times, both for K = 3.
     """
 
     def __init__(self, c_in, c_out, K, *, rng, stride=1, padding=None, scale=1.0):
@@ -40,7 +53,10 @@ class Conv2d(Module):
         self.stride, self.padding = stride, K // 2 if padding is None else padding
 
     def __call__(self, x):
-        return conv2d(x, self.w, self.b, stride=self.stride, padding=self.padding)
+        return conv2d(x, suited(self.w, x), self.b, stride=self.stride, padding=self.padding)
+
+    def enlarged(self, x):
+        return upsample_conv2d(x, suited(self.w, x), self.b)
 
     def behind(self, norm, x, *, skip=None, late=None, add=None, adapt=None, between=None):
         """conv(silu(norm(x ‖ skip))) + late + add, for a GroupNorm in front
@@ -52,10 +68,11 @@ class Conv2d(Module):
         scale, shift = adapt or (norm.scale, norm.shift)
         options = dict(groups=norm.groups, eps=norm.eps)
         if between is None:
-            return norm_silu_conv2d(x, scale, shift, self.w, self.b, skip, late, add, **options)
+            return norm_silu_conv2d(x, scale, shift, suited(self.w, x), self.b, skip, late, add,
+                                    **options)
         h = x if skip is None else concat(x, skip)
         h = self(between(silu(group_norm(h, scale, shift, **options))))
-        h = h if late is None else h + late[:, None, None]
+        h = h if late is None else add_to_pixels(h, late)
         return h if add is None else h + add
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from tinydiff.autograd import Tensor
 from tinydiff.backend import alongside, to_device
+from tinydiff.kernels import bfloat16, elementwise
 
 
 class Module:
@@ -35,19 +36,25 @@ class Module:
                 raise ValueError(f"load: {name} has shape {np.shape(arrays[name])}, "
                                  f"the model expects {own[name].shape}")
         for name, p in own.items():
-            p.data[...] = alongside(arrays[name], p.data)
+            p.data[...], p.half = alongside(arrays[name], p.data), None
 
     def to(self, device):
         """The same module with its parameters on "cpu" or "cuda"."""
         for p in self.parameters().values():
-            p.data = to_device(p.data, device)
+            p.data, p.half = to_device(p.data, device), None
         return self
 
     def astype(self, dtype):
         """The same module with parameters of another dtype; float64 is for checking gradients."""
         for p in self.parameters().values():
-            p.data = p.data.astype(dtype)
+            p.data, p.half = p.data.astype(dtype), None
         return self
+
+    def halve(self):
+        """Keep each weight in bf16, too, so that no call has to round it, while none changes."""
+        for p in self.parameters().values():
+            if p.ndim > 1:
+                p.half = elementwise.cast(p.data, bfloat16())
 
 
 def parameter(array):
