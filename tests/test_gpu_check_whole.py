@@ -7,7 +7,7 @@ import pytest
 
 import gpu_check  # isort: skip
 import gpu_check_helpers as fakes
-from gpu import whole
+from gpu import clock, whole
 
 from tinydiff.kernels import use
 from tinydiff.models import UNetConfig
@@ -25,7 +25,7 @@ def small(cupy, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "get_elapsed_time", fakes.get_elapsed_time, raising=False)
     monkeypatch.setattr(whole, "CONFIG", CONFIG)
     monkeypatch.setattr(whole, "HOW", whole.HOW | {"precision": "float32"})
-    monkeypatch.setattr(whole, "REPEATS", 3)
+    monkeypatch.setattr(clock, "STEPS", 3)
     drawn = whole.drawn
     monkeypatch.setattr(whole, "drawn", lambda *told: drawn(*told, side=8))
     with use(optimizer="fused"):
@@ -68,6 +68,22 @@ def test_what_could_not_be_recorded_is_a_failure_with_its_reason(small, monkeypa
     found = whole.race("graph", 2, seed=0)
     assert found["ok"] is False
     assert "cudaErrorStreamCaptureUnsupported" in found["wrong"][0]
+
+
+def test_steps_are_timed_between_events_after_some_that_do_not_count(small, monkeypatch):
+    done = []
+
+    class Event:
+        def record(self):
+            self.at = len(done)
+
+        def synchronize(self):
+            assert self.at == clock.WARM + 3
+
+    monkeypatch.setattr(small.cuda, "Event", Event)
+    monkeypatch.setattr(small.cuda, "get_elapsed_time", lambda a, b: b.at - a.at)
+    assert clock.one_by_one(lambda: done.append(0)) == [1, 1, 1]
+    assert len(done) == clock.WARM + 3
 
 
 def test_every_batch_is_raced_by_all_four_and_the_largest_is_compiled_first():

@@ -158,6 +158,30 @@ def test_a_first_tile_unlike_the_rest_costs_few_digits():
 
 
 @needs_compiler
+@pytest.mark.parametrize("shape", ["a vector and a rest", "a group in both", "many images"])
+def test_a_row_that_all_images_share_is_not_written_out_for_each(shape):
+    shapes, groups = SHAPES[shape]
+    xs, dys, gamma, beta = arrays(shapes)
+    shared = [np.broadcast_to(a[0], a.shape) for a in (gamma, beta)]
+    assert vector.by_image(*shared)[2] == 0
+    assert vector.by_image(gamma, beta)[2] == vector.by_image(gamma, shared[1])[2] == gamma.shape[1]
+    mean, rstd = vector.measure(xs, groups, EPS)
+    whole = [np.ascontiguousarray(a) for a in shared]
+    for silu in True, False:
+        dxs, *sums = vector.backward([dy.copy() for dy in dys], xs, *shared, mean, rstd, silu)
+        exact, *all_sums = vector.backward([dy.copy() for dy in dys], xs, *whole, mean, rstd, silu)
+        for a, b in zip([*dxs, *sums], [*exact, *all_sums]):
+            np.testing.assert_array_equal(a, b)
+    for numbers in shared, (gamma, beta), (gamma, shared[1]):
+        slope, offset = vector.line(*numbers, mean, rstd)
+        each = gamma.shape[1] // groups
+        exact = numbers[0] * rstd.astype(float).repeat(each, axis=1)
+        np.testing.assert_allclose(slope, exact, rtol=1e-6)
+        np.testing.assert_allclose(offset, numbers[1] - exact * mean.repeat(each, axis=1),
+                                   rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
 def test_silu_of_large_numbers_is_themselves_or_nothing():
     x = np.array([[-1e4, -200, -90, 90, 200, 1e4]], np.float32)
     one, zero = np.ones_like(x), np.zeros_like(x)

@@ -175,8 +175,9 @@ def test_an_op_plays_back_on_the_rung_that_recorded(name, idea, monkeypatch):
             self.real = real
 
         def __getattr__(self, function):
+            found = getattr(self.real, function)
             calls.append((self.real, function))
-            return getattr(self.real, function)
+            return found
 
     pick_really = kernels.rung
     monkeypatch.setattr(kernels, "rung", lambda *address: Spy(pick_really(*address)))
@@ -185,7 +186,8 @@ def test_an_op_plays_back_on_the_rung_that_recorded(name, idea, monkeypatch):
     y.backward(np.ones_like(y.data))
     rung = LADDERS[name].LADDER[idea]
     assert {real for real, _ in calls} == {rung}
-    assert [function for _, function in calls] == FUNCTIONS[name].split()
+    done = [function for _, function in calls if function != "line"]  # which few rungs have
+    assert done == FUNCTIONS[name].split()
 
 
 def op_and_gradients(name, idea):

@@ -11,7 +11,7 @@ import pytest
 
 from tinydiff import autograd as ag
 from tinydiff.autograd import Tensor, mse
-from tinydiff.kernels import bfloat16
+from tinydiff.kernels import bfloat16, use
 from tinydiff.models import UNet, UNetConfig
 from tinydiff.nn import Conv2d, GroupNorm, Linear
 from tinydiff.optim import EMA, AdamW, Flat, Muon
@@ -111,6 +111,17 @@ def test_one_pass_where_channels_are_whole_vectors(monkeypatch, rng):
     assert calls == ["fused", "upsampled"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, HALF], ids=str)
+def test_the_rung_of_a_gpu_without_upsampling_fuses_bf16_alone(dtype, rng):
+    conv, norm = Conv2d(8, 8, 3, rng=rng), GroupNorm(8, 2)
+    x = rng.standard_normal((1, 4, 4, 8)).astype(dtype)
+    exact = conv.behind(norm, x.astype(np.float32)).data
+    with use(conv2d="halo"):
+        y = conv.behind(norm, x)
+    assert y.dtype == dtype
+    close(y.data, exact.astype(float), 4e-3 if dtype == HALF else 1e-6)
+
+
 CONFIGS = {
     "DDPM's":     UNetConfig(base=16, mults=(1, 2), groups=4, attend=(1,), dropout=0.1),
     "told words": UNetConfig(base=16, mults=(1, 2), groups=4, attend=(1,), layout=2,
@@ -155,8 +166,8 @@ def test_a_u_net_in_bf16_says_what_it_says_in_float32(name, rng):
     close(dw_half, dw.astype(float), 2e-2)
 
 
-def test_nothing_is_rounded_twice_and_all_that_is_large_is_bf16(rng, monkeypatch):
-    """No array of the size of an activation is float32 behind the first convolution."""
+def test_no_activation_is_float32_on_its_way_through(rng, monkeypatch):
+    """Pictures (N, H, W, C) and tokens (N, L, C), but for what comes in and goes out."""
     from tinydiff.autograd import tensor
     config = CONFIGS["told words"]
     unet, inputs, seen = woken(config), told(config, rng), []
@@ -165,9 +176,9 @@ def test_nothing_is_rounded_twice_and_all_that_is_large_is_bf16(rng, monkeypatch
     monkeypatch.setattr(tensor.Tensor, "__init__", lambda self, data, *more: (
         seen.append((data.shape, data.dtype)), real(self, data, *more))[1])
     unet(*inputs)
-    wide = [shape for shape, dtype in seen if len(shape) == 4 and shape[0] == 2
-            and dtype == np.float32 and shape[3] not in (config.channels, 2)]
-    assert wide == []
+    wide = [shape for shape, dtype in seen if len(shape) in (3, 4) and shape[0] == 2
+            and dtype == np.float32 and shape[-1] not in (config.channels, 2, 24)]
+    assert wide == [(2, 4, 16)]                           # the layout's heights, used as weights
 
 
 def trained(precision, optimizer, steps=6, lr=4e-3):

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: the same steps, and all goes on changing.
+"""A training step as one CUDA graph: the same steps, and what changes goes on changing.
 
 On the stand-in for CuPy, whose streams record and whose graphs are launched (stand_in_graph.py).
 The noise and AdamW are a GPU's own kernels, stepped through on the CPU; the network's rungs are
@@ -183,6 +183,7 @@ def test_only_the_batch_goes_up_and_two_numbers_come_down(gpu):
         gpu.stand_in.clear()
         training.step()
         sent = sorted(shape for _, shape in gpu.stand_in.uploads)
+        # no seed of dropout; (seed, step); AdamW's eight and Numbers' four; pictures; captions
         assert sent == [(0,), (2,), *[(8,)] * 5, (8, 8, 8, 1), (8, 20)]
         assert gpu.stand_in.downloads == []
         assert len(gpu.stand_in.synchronisations) == 2

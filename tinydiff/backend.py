@@ -38,6 +38,11 @@ def alongside(x, other):
     return to_host(x) if array_module(other) is numpy else array_module(other).asarray(x)
 
 
+def contiguous(x):
+    """`x` itself where its numbers lie one behind the other, or else a copy in which they do."""
+    return x if x.flags.c_contiguous else array_module(x).ascontiguousarray(x)
+
+
 def device_for(asked):
     """"cpu" or "cuda"; for "auto" cuda where it can be used.  ValueError as of `to_device`."""
     if asked not in ("auto", "cpu", "cuda"):

@@ -69,9 +69,28 @@ class AdamW:
         """Move the parameters by the gradient in `flat.grad`, and zero it; step = 1, 2, …"""
         flat, ema = self.flat, self.ema
         pick("optimizer", flat.data).step(
-            flat.data, flat.grad, self.m, self.v, ema and ema.data, half=flat.half, lr=lr,
-            step=step, beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=self.decay,
-            decaying=flat.weights, ema_decay=ema.decay_at(step) if ema else 1.0, scale=1.0)
+            flat.data, flat.grad, self.m, self.v, ema and ema.data, half=flat.half,
+            decaying=flat.weights, scale=1.0, **self.how(lr, step))
+
+    def how(self, lr, step):
+        """What a step has to know."""
+        return {"lr": lr, "step": step, "beta1": self.beta1, "beta2": self.beta2, "eps": self.eps,
+                "decay": self.decay, "ema_decay": self.ema.decay_at(step) if self.ema else 1.0}
+
+    def step_unheard(self, numbers, loss, largest):
+        """`clip_grad` and `step` on a GPU, for which nobody waits -> the norm, (1,) float64
+
+        numbers: what the rung in use makes of `how`, (8,) on the GPU. Where the norm or the loss
+        (), an array, is no number, the norm is none and nothing moves.
+        """
+        flat, rung = self.flat, pick("optimizer", self.flat.data)
+        norm = array_module(flat.data).empty(1, "float64")
+        rung.norm_into(norm, flat.grad)
+        norm += 0 * loss
+        rung.clip_into(numbers, norm, largest)
+        rung.step_with(numbers, flat.data, flat.grad, self.m, self.v, self.ema and self.ema.data,
+                       flat.half, flat.weights)
+        return norm
 
 
 class Muon(AdamW):

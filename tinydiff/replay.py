@@ -25,9 +25,10 @@ _state = local()
 class Replayed:
     """A function of arrays, or None, to a list of arrays; on a GPU, where `like` is, a graph.
 
-    There is one for each set of shapes. Arguments may come from the host; the function finds all
-    on the GPU. What it does beside, such as moving weights, it does in each call. Where its work
-    cannot be recorded it is asked for as ever, and `why_not` says the reason in a sentence.
+    There is one for each set of shapes and of rungs in use. Arguments may come from the host; the
+    function finds all on the GPU. What it does beside, such as moving weights, it does in each
+    call. Where its work cannot be recorded it is asked for as ever, and `why_not` says the reason
+    in a sentence.
     """
 
     why_not = ""
@@ -35,7 +36,7 @@ class Replayed:
     def __init__(self, function, like):
         self.function, self.like = function, like
         self.calls, self.recordings = Counter(), {}       # the latter of the latest shapes
-        self.pool = self.stream = None                    # of all its graphs, and of nobody else
+        self.stream = None                                # only to record on
         self.lock = Lock()                                # threads share what graphs work on
 
     def __call__(self, *arrays):
@@ -53,8 +54,10 @@ class Replayed:
         recording = self.recordings.pop(key, None)
         if recording is None:
             self.calls[key] += 1
-            if self.calls[key] <= WARM or not (recording := self.recorded(arrays)):
-                return None
+            if self.calls[key] > WARM:
+                recording = self.recorded(arrays)
+        if recording is None:
+            return None
         self.recordings[key] = recording                  # the latest stands last
         if len(self.recordings) > KEEP:
             oldest = next(iter(self.recordings))
@@ -62,24 +65,25 @@ class Replayed:
         return recording
 
     def recorded(self, arrays):
+        """A new Recording; or None, and `why_not` is set."""
         cupy = array_module(self.like)
         cupy.get_default_memory_pool().free_all_blocks()  # what the calls before had needed
-        self.pool = self.pool or cupy.cuda.MemoryPool()
         self.stream = self.stream or cupy.cuda.Stream(non_blocking=True)
+        pool = cupy.cuda.MemoryPool()                     # whose memory nobody else is lent
         try:
-            with cupy.cuda.using_allocator(self.pool.malloc), nothing_sent(cupy):
-                return Recording(self.function, arrays, self.stream)
+            with cupy.cuda.using_allocator(pool.malloc), nothing_sent(cupy):
+                return Recording(self.function, arrays, self.stream, pool)
         except Exception as error:
             self.why_not = f"{type(error).__name__}: {error}"
-        self.pool.free_all_blocks()
         return None
 
 
 class Recording:
     """A function's graph for arrays of these shapes, the arrays it works on, and its answers."""
 
-    def __init__(self, function, arrays, stream):
+    def __init__(self, function, arrays, stream, pool):
         """Ask for the work without doing it.  Raises what CuPy does where it cannot be recorded."""
+        self.pool = pool
         self.arrays = [a if a is None else a.copy() for a in arrays]
         with stream:
             stream.begin_capture()
@@ -102,9 +106,9 @@ class Recording:
 
 @contextmanager
 def nothing_sent(cupy):
-    """An array sent from the host while a stream records is an error, as most else that cannot be.
+    """Sending an array from the host while a stream records is an error inside.
 
-    CuPy itself would record a copy out of memory that it soon lends to another array.
+    CuPy itself lets it pass, and records a copy out of memory that it soon lends to another array.
     """
     lend = cupy.get_default_pinned_memory_pool().malloc
 

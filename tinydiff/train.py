@@ -47,7 +47,7 @@ class Training:
     """
 
     file, log, what = CHECKPOINT, "metrics.csv", "train"
-    torn = False                                          # amid a move: some weights have gone
+    torn = False                                          # amid a move: some weights are new
 
     def __init__(self, recipe, dataset, autoencoder=None, device="cpu"):
         self.recipe, self.dataset, self.autoencoder = recipe, dataset, autoencoder

@@ -16,34 +16,32 @@ from tinydiff.kernels import noise as of_gpu, pick
 from tinydiff.optim import AdamW
 from tinydiff.replay import Replayed
 
-SEEDS = 256                                               # for dropout: more than there are blocks
 
 class WholeStep:
-    """Called with a step's number and learning rate -> (loss, norm), or None if it is not taken.
+    """Takes a step, given its number and learning rate -> (loss, norm); or None, and took none.
 
-    It is not on the CPU, nor where the host has to draw or hear more than that; and where a number
-    was lost all weights are as they were before.
+    It takes none on the CPU, nor where the host has a part in the work. Nor where a number was
+    lost: then all weights are as before, and `Training.by_parts` finds out where.
     """
 
     def __init__(self, training):
         self.training = proxy(training)                   # which holds this one, and can end so
         self.replayed = Replayed(partial(work, self.training), like=training.flat.data)
+        self.ahead = {}                                   # {step: what it is told}, of the next one
 
     def __call__(self, step, lr):
         if not self.fits():
             return None
-        training, o = self.training, self.training.optimizer
-        x0, ids, given, numbers = training.told(step)
-        address = training.plan.seed, step
+        training, address = self.training, (self.training.plan.seed, step)
+        x0, ids, given, numbers = self.ahead.pop(step, None) or training.told(step)
         rng = noise.generator(*address, purpose=noise.DROPOUT)
-        seeds = rng.integers(2**63, size=SEEDS if training.model.unet.config.dropout else 0)
+        seeds = rng.integers(2**63, size=training.model.unet.drops)
         state, seeds = np.array(address, np.uint64), seeds.astype(np.uint64)
-        how = pick("optimizer", training.flat.data).numbers_of(
-            lr=lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, decay=o.decay, step=step,
-            ema_decay=training.ema.decay_at(step))
-        training.torn = True
+        how = pick("optimizer", training.flat.data).numbers_of(**training.optimizer.how(lr, step))
+        training.torn = bool(self.replayed.recordings)    # else `work` says when
         loss, norm = self.replayed(state, seeds, how, x0, ids, given, *numbers)
-        loss, norm = loss.item(), norm.item()
+        self.ahead = {step + 1: training.told(step + 1)} if step < training.plan.steps else {}
+        loss, norm = loss.item(), norm.item()             # until here the GPU had not been asked
         training.torn = False
         return (loss, norm) if isfinite(norm) else None
 
@@ -56,7 +54,7 @@ class WholeStep:
 
 
 class Seeds:
-    """A generator, to a network: what a real one would have said lies in an array of the GPU."""
+    """What a network takes for a generator: the numbers drawn lie in an array of the GPU."""
 
     def __init__(self, seeds):
         self.left = iter([seeds[i:i + 1] for i in range(len(seeds))])
@@ -67,16 +65,10 @@ class Seeds:
 
 def work(training, state, seeds, how, x0, ids, given, *numbers):
     """`Training.gradient`, the clipping and the step of AdamW, with nothing asked of the host."""
-    flat, o, xp = training.flat, training.optimizer, array_module(x0)
-    rung = pick("optimizer", flat.data)
-    eps = xp.empty_like(x0)
+    eps = array_module(x0).empty_like(x0)
     of_gpu.normal_into(eps, range(len(x0)), state, purpose=noise.TRAIN_EPS)
     loss, _ = training.loss(x0, ids, given, objective.Numbers(*numbers), eps, Seeds(seeds))
-    flat.grad[...] = 0
+    training.flat.grad[...] = 0
     loss.backward()
-    norm = xp.empty(1, np.float64)
-    rung.norm_into(norm, flat.grad)
-    norm += 0 * loss.data                                 # with the loss the norm is lost as well
-    rung.clip_into(how, norm, training.plan.clip)
-    rung.step_with(how, flat.data, flat.grad, o.m, o.v, training.ema.data, flat.half, flat.weights)
-    return [loss.data, norm]
+    training.torn = True
+    return [loss.data, training.optimizer.step_unheard(how, loss.data, training.plan.clip)]

@@ -37,7 +37,7 @@ from tinydiff.files import write_atomically
 
 class Stage(NamedTuple):
     module: str
-    share: int                            # of the budget: so many seconds of 525
+    share: int                            # of the budget: about its seconds, if all run
     patience: int                         # the seconds that one item may take
     does: str
 
@@ -96,9 +96,10 @@ def main(words=None):
 
 @contextmanager
 def compiling_ahead(wanted):
-    """A function of the stage that comes next, which has PyTorch compile the whole steps meanwhile.
+    """Have PyTorch compile the whole steps beside other stages, if wanted: minutes of a CPU's work.
 
-    That is minutes of a CPU's work. It begins with the build, and ends before time is measured.
+    Yields a function to be told each stage before it runs: the work begins with the build, and ends
+    before time is measured.
     """
     started = []
 

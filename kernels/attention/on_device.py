@@ -7,20 +7,19 @@ lies. What comes out lies in memory as (N, L, h, d), heads side by side, as the 
 import numpy as np
 
 from ..gpu.arrays import address, as_float, contiguous, empty, module_of, widened
-from . import rung0_plain
 
 ROWS, SUMS = "float32[:,:,:,:]", "float32[:,:,::1]"       # Numba's names, for signatures
 WIDEST = 256                                              # d and e for which kernels have room
 GRID   = 65535                                            # blocks along y and z, at most
 
 
-def take(dtype, q, k, v, *others, mask, bias):
+def take(dtype, q, k, v, *others, mask, bias, widest=WIDEST):
     """Whether all are of that type, with the same leading axes, at most two, and none is empty."""
     scores = (*q.shape[:-1], k.shape[-2])
     return (all(a.dtype.name == dtype and a.shape[:-2] == q.shape[:-2]
                 for a in (q, k, v, *others))
             and q.ndim <= 4 and min(q.size, k.size, v.size) > 0
-            and max(q.shape[-1], v.shape[-1]) <= WIDEST and max(four(q).shape[:2]) <= GRID
+            and max(q.shape[-1], v.shape[-1]) <= widest and max(four(q).shape[:2]) <= GRID
             and all(a is None or np.broadcast_shapes(a.shape, scores) == scores
                     for a in (mask, bias)))
 
@@ -36,20 +35,14 @@ def backward_by(rung, dy, q, k, v, mask, scale, y, log_sum, bias):
     return tuple(slope.astype(a.dtype, copy=False) for slope, a in zip(slopes, (q, k, v)))
 
 
-def grad_bias(dy, q, k, v, mask, scale, y, log_sum, bias):
-    """By rung 0, for it is as large as the scores are; in float32 where the arrays are bf16."""
-    return rung0_plain.grad_bias(*widen(dy, q, k, v), mask, scale, *widen(y), log_sum,
-                                 *widen(bias))
-
-
-def forward_with(attend, rows, block):
+def forward_with(attend, rows, block, below):
     """forward of a rung whose kernel is attend(q, k, v, more, scale, y, log_sum).
 
-    A block of threads has `rows` queries of one head.
+    A block of threads has `rows` queries of one head. The rung `below` takes what is too wide.
     """
     def forward(q, k, v, mask, scale, bias=None):
         if not take("float32", q, k, v, mask=mask, bias=bias):
-            return forward_by(rung0_plain, q, k, v, mask, scale, bias)
+            return forward_by(below, q, k, v, mask, scale, bias)
         shape, q, k, v = q.shape[:-1], four(q), four(k), four(v)
         y, log_sum = heads_beside(q, v.shape[3]), empty(q.shape[:3], np.float32, q)
         attend[grid(q, rows), block](q, k, v, added_to_all(mask, bias, q, k), np.float32(scale), y,
@@ -59,7 +52,7 @@ def forward_with(attend, rows, block):
     return forward
 
 
-def backward_with(slopes, weigh, rows, block):
+def backward_with(slopes, weigh, rows, block, below):
     """backward of a rung with two kernels, in which a block owns `rows` rows of the result z:
 
         slopes(a, b, c, d, more, log_sum, mean, scale, z)     z = ds c · scale, s = a cᵀ, dp = b dᵀ
@@ -70,7 +63,7 @@ def backward_with(slopes, weigh, rows, block):
     """
     def backward(dy, q, k, v, mask, scale, y, log_sum, bias=None):
         if not take("float32", q, k, v, dy, y, log_sum[..., None], mask=mask, bias=bias):
-            return backward_by(rung0_plain, dy, q, k, v, mask, scale, y, log_sum, bias)
+            return backward_by(below, dy, q, k, v, mask, scale, y, log_sum, bias)
         shapes = q.shape, k.shape, v.shape
         each = for_each_score(dy, q, k, mask, y, log_sum, bias)
         q, k, v, dy = map(four, (q, k, v, dy))

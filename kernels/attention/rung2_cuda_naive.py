@@ -23,9 +23,9 @@ from .on_device import (
     for_each_score,
     forward_by,
     four,
-    grad_bias,
     heads_beside,
     take,
+    widen,
 )
 
 __all__ = ["backward", "forward", "grad_bias"]
@@ -102,7 +102,7 @@ def finite(top):
 
 
 def forward(q, k, v, mask, scale, bias=None):
-    if not take("float32", q, k, v, mask=mask, bias=bias):
+    if not take("float32", q, k, v, mask=mask, bias=bias, widest=math.inf):
         return forward_by(rung0_plain, q, k, v, mask, scale, bias)
     shape, q, k, v = q.shape[:-1], four(q), four(k), four(v)
     log_sum, y = empty(q.shape[:3], np.float32, q), heads_beside(q, v.shape[3])
@@ -113,18 +113,38 @@ def forward(q, k, v, mask, scale, bias=None):
 
 
 def backward(dy, q, k, v, mask, scale, y, log_sum, bias=None):
-    if not take("float32", q, k, v, dy, y, log_sum[..., None], mask=mask, bias=bias):
+    if not takes_back(dy, q, k, v, mask, y, log_sum, bias):
         return backward_by(rung0_plain, dy, q, k, v, mask, scale, y, log_sum, bias)
     shapes = q.shape, k.shape, v.shape
-    more, log_sum, mean = for_each_score(dy, q, k, mask, y, log_sum, bias)
+    p, ds = found_again(dy, q, k, v, mask, scale, y, log_sum, bias)
     q, k, v, dy = map(four, (q, k, v, dy))
-    p, ds = products(q, k, more, scale), products(dy, v, added_to_all(None, None, q, k), 1)
-    run(slopes, p, p, ds, log_sum, mean)
     dq, dk, dv = (heads_beside(a, a.shape[3]) for a in (q, k, v))
     run(mix, dq, ds, k, np.float32(scale), dq)
     run(mix, dk, ds.swapaxes(2, 3), q, np.float32(scale), dk)
     run(mix, dv, p.swapaxes(2, 3), dy, np.float32(1), dv)
     return tuple(a.reshape(shape) for a, shape in zip((dq, dk, dv), shapes))
+
+
+def grad_bias(dy, q, k, v, mask, scale, y, log_sum, bias):
+    """The gradient of the scores, in float32 also where the arrays are bf16"""
+    case = *widen(dy, q, k, v), mask, scale, *widen(y), log_sum, *widen(bias)
+    if not takes_back(*case[:5], *case[6:]):
+        return rung0_plain.grad_bias(*case)
+    return found_again(*case)[1].reshape(*q.shape[:-1], k.shape[-2])
+
+
+def takes_back(dy, q, k, v, mask, y, log_sum, bias):
+    return take("float32", q, k, v, dy, y, log_sum[..., None], mask=mask, bias=bias,
+                widest=math.inf)
+
+
+def found_again(dy, q, k, v, mask, scale, y, log_sum, bias):
+    """The weights p (N, h, L, M), and the gradient of the scores"""
+    more, log_sum, mean = for_each_score(dy, q, k, mask, y, log_sum, bias)
+    q, k, v, dy = map(four, (q, k, v, dy))
+    p, ds = products(q, k, more, scale), products(dy, v, added_to_all(None, None, q, k), 1)
+    run(slopes, p, p, ds, log_sum, mean)
+    return p, ds
 
 
 def products(x, y, more, scale):

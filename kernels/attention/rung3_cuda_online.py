@@ -14,8 +14,9 @@ import math
 import numpy as np
 
 from ..gpu.python import cuda, device, kernel
-from .on_device import ROWS, SUMS, WIDEST, backward_with, forward_with, grad_bias
-from .rung2_cuda_naive import HIDDEN, finite
+from . import rung2_cuda_naive
+from .on_device import ROWS, SUMS, WIDEST, backward_with, forward_with
+from .rung2_cuda_naive import HIDDEN, finite, grad_bias
 
 __all__ = ["backward", "forward", "grad_bias"]
 WARP, WARPS = 32, 4                                       # lanes, and warps of a block
@@ -130,5 +131,5 @@ def store_row(y, n, h, i, sums, factor):
             y[n, h, i, c] = sums[j] * factor
 
 
-forward  = forward_with(attend, WARPS, (WARP, WARPS))
-backward = backward_with(slopes, weigh, WARPS, (WARP, WARPS))
+forward  = forward_with(attend, WARPS, (WARP, WARPS), rung2_cuda_naive)
+backward = backward_with(slopes, weigh, WARPS, (WARP, WARPS), rung2_cuda_naive)

@@ -8,6 +8,7 @@
 // channels.
 #pragma once
 #include "tiles.cuh"
+#include "vector.cuh"
 
 struct Patch {                                            // its place, and how its rows are counted
     int N, H, W, tall, wide, images;
@@ -40,19 +41,16 @@ struct Patch {                                            // its place, and how 
     }
 };
 
-struct Pixel {
-    int n, y, x;
-    bool inside;
+struct Home {                                             // of a row in shared memory
+    int pixel, n;                                         // of all pixels, −1 outside; its image
 
-    // Of a row in shared memory
-    DEVICE Pixel(const Patch& p, int row) {
+    DEVICE Home(const Patch& p, int row) {
         n = p.first_n + row / p.with_halo();
-        y = p.top + row % p.with_halo() / (p.wide + 2) - 1;
-        x = p.left + row % p.with_halo() % (p.wide + 2) - 1;
-        inside = n < p.N && (unsigned)y < (unsigned)p.H && (unsigned)x < (unsigned)p.W;
+        int y = p.top + row % p.with_halo() / (p.wide + 2) - 1;
+        int x = p.left + row % p.with_halo() % (p.wide + 2) - 1;
+        bool inside = n < p.N && (unsigned)y < (unsigned)p.H && (unsigned)x < (unsigned)p.W;
+        pixel = inside ? (n * p.H + y) * p.W + x : -1;
     }
-
-    DEVICE long at(const Patch& p) const { return ((long)n * p.H + y) * p.W + x; }
 };
 
 struct Input {                                            // x ‖ skip; scale and shift (N, C) or null
@@ -64,32 +62,37 @@ struct Input {                                            // x ‖ skip; scale a
 };
 
 // Start copies of 64 channels from `channel` on of a patch; whoever copies a piece normalizes it.
-DEVICE void copy_patch(bf16* rows, const Patch& patch, const Input& in, int channel) {
+DEVICE void copy_patch(bf16* rows, const Home* homes, int count, const Input& in, int channel) {
     const int c = channel + threadIdx.x % 8 * 8;
-    for (int row = threadIdx.x / 8; row < patch.images * patch.with_halo(); row += THREADS / 8) {
-        Pixel pixel(patch, row);
-        bool valid = pixel.inside && c < in.C;
-        const bf16* from = c < in.C1 ? in.x + pixel.at(patch) * in.C1 + c
-                                     : in.skip + pixel.at(patch) * (in.C - in.C1) + (c - in.C1);
-        cp_async16(rows + place(row, threadIdx.x % 8), valid ? from : in.x, valid);
+    const bool first = c < in.C1;
+    const bf16* from = first ? in.x + c : in.skip + (c - in.C1);
+    const int width = first ? in.C1 : in.C - in.C1;
+    for (int row = threadIdx.x / 8; row < count; row += THREADS / 8) {
+        long pixel = homes[row].pixel;
+        bool valid = pixel >= 0 && c < in.C;
+        cp_async16(rows + place(row, threadIdx.x % 8), valid ? from + pixel * width : in.x, valid);
     }
 }
 
 // x becomes silu(x · scale + shift); outside the image stays 0.
-DEVICE void normalize(bf16* rows, const Patch& patch, const Input& in, int channel) {
+DEVICE void normalize(bf16* rows, const Home* homes, int count, const Input& in, int channel) {
     const int c = channel + threadIdx.x % 8 * 8;
-    for (int row = threadIdx.x / 8; row < patch.images * patch.with_halo(); row += THREADS / 8) {
-        Pixel pixel(patch, row);
-        if (!pixel.inside || c >= in.C)
+    float scale[8], shift[8];
+    int known = -1;                                       // the image whose numbers these are
+    for (int row = threadIdx.x / 8; row < count; row += THREADS / 8) {
+        Home home = homes[row];
+        if (home.pixel < 0 || c >= in.C)
             continue;
+        if (home.n != known) {
+            known = home.n;
+            load_floats(scale, in.scale + (long)known * in.C + c, 8);
+            load_floats(shift, in.shift + (long)known * in.C + c, 8);
+        }
         bf16x8* piece = reinterpret_cast<bf16x8*>(rows + place(row, threadIdx.x % 8));
         bf16x8 eight = *piece;
         #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int at = pixel.n * in.C + c + i;
-            eight.at[i] = to_bf16(silu(to_float(eight.at[i]) * __ldg(in.scale + at)
-                                       + __ldg(in.shift + at)));
-        }
+        for (int i = 0; i < 8; i++)
+            eight.at[i] = to_bf16(silu(to_float(eight.at[i]) * scale[i] + shift[i]));
         *piece = eight;
     }
 }
@@ -117,7 +120,11 @@ DEVICE void convolve(AnySums& sums, const Warp& warp, const Patch& patch, const 
                      const bf16* w, int first_o, int O) {
     bf16* weights = reinterpret_cast<bf16*>(shared_memory());             // STAGES tiles
     bf16* pixels = weights + STAGES * TILE;                               // two patches
-    const int size = patch.images * patch.with_halo() * DEPTH;
+    const int count = patch.images * patch.with_halo(), size = count * DEPTH;
+    Home* homes = reinterpret_cast<Home*>(pixels + 2 * size);             // of a patch's rows
+    for (int row = threadIdx.x; row < count; row += THREADS)
+        homes[row] = Home(patch, row);
+    __syncthreads();
     const int slabs = (in.C + DEPTH - 1) / DEPTH, steps = 9 * slabs;
     auto copy_tap = [&](int step) {
         if (step < steps)
@@ -129,7 +136,7 @@ DEVICE void convolve(AnySums& sums, const Warp& warp, const Patch& patch, const 
     #pragma unroll
     for (int i = 0; i < AnySums::FRAGMENTS; i++)
         rows[i] = patch.row_of(AnySums::fragment(warp, i) + warp.lane % 16);
-    copy_patch(pixels, patch, in, 0);
+    copy_patch(pixels, homes, count, in, 0);
     cp_commit();
     copy_tap(0);
     copy_tap(1);
@@ -138,11 +145,11 @@ DEVICE void convolve(AnySums& sums, const Warp& warp, const Patch& patch, const 
         bf16* now = pixels + slab % 2 * size;
         cp_wait<1>();                                     // these weights, and all older copies
         if (tap == 0 && in.scale)
-            normalize(now, patch, in, slab * DEPTH);
+            normalize(now, homes, count, in, slab * DEPTH);
         AnySums::before_barrier();
         __syncthreads();
         if (tap == 3 && slab + 1 < slabs)
-            copy_patch(pixels + (slab + 1) % 2 * size, patch, in, (slab + 1) * DEPTH);
+            copy_patch(pixels + (slab + 1) % 2 * size, homes, count, in, (slab + 1) * DEPTH);
         copy_tap(step + 2);
         const int shift = tap / 3 * (patch.wide + 2) + tap % 3;
         sums.template add_rows<turned>(now, rows, shift, weights + step % STAGES * TILE, warp);

@@ -9,6 +9,7 @@ from ..gpu.moments import remember
 from .gather import correlate, table, windows
 
 SEAM = 8                                                  # where two inputs may meet: 16 bytes
+FUSES = "bfloat16"                                        # what `fused` is for
 SIDE, THREADS, TILE = 128, 128, 128 * 64                  # results, threads; numbers of a tile
 SAME = ((1, 1), (1, 1))
 
@@ -92,9 +93,9 @@ def patch(H, W):
 
 
 def shared(tall, wide):
-    """Bytes: three tiles of weights, two patches with their halo."""
+    """Bytes: three tiles of weights, two patches with their halo, where its rows are from."""
     rows = SIDE // (tall * wide) * (tall + 2) * (wide + 2)
-    return 2 * (3 * TILE + 2 * rows * 64)
+    return 2 * (3 * TILE + 2 * rows * 64) + 8 * rows
 
 
 @cache

@@ -12,7 +12,7 @@ Only GPUs of capability 9.0 have it (sm_90a); elsewhere rung 9 does all.
 from ..gpu.arrays import has_wgmma
 from ..gpu.source import Source
 from . import gather, halo, rung9_phase
-from .halo import SEAM  # noqa: F401
+from .halo import FUSES, SEAM  # noqa: F401
 from .rung9_phase import upsampled, upsampled_grad_input, upsampled_grad_weight  # noqa: F401
 
 

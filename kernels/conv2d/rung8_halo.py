@@ -16,7 +16,7 @@ rung 7's.
 
 from ..gpu.source import Source
 from . import rung7_mma
-from .halo import SEAM, functions  # noqa: F401
+from .halo import FUSES, SEAM, functions  # noqa: F401
 from .rung7_mma import grad_weight  # noqa: F401
 
 code = Source(__file__)

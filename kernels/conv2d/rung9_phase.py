@@ -18,6 +18,7 @@ from .gather import collect, correlate, scatter, table
 from .halo import SAME
 from .rung7_mma import code as products
 from .rung8_halo import (  # noqa: F401
+    FUSES,
     SEAM,
     forward,
     fused,

@@ -87,4 +87,4 @@ def widened(a, *axes):
 
 
 def as_float(a):
-    return a if a is None else a.astype(np.float32)
+    return a if a is None else a.astype(np.float32, copy=False)

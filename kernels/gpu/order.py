@@ -32,9 +32,13 @@ def turns():
 
 @contextmanager
 def stepping(**changes):
-    """Let threads take turns so inside a `with`.  ValueError for an order that there is not."""
+    """Let threads take turns as these fields of Turns say, inside a `with`.
+
+    ValueError for an order that does not exist.
+    """
     chosen = replace(turns(), **changes)
-    if chosen.number() not in (0, 1) and not (isinstance(chosen.order, int) and chosen.order > 1):
+    if chosen.order not in ("forward", "reverse") and not (
+            isinstance(chosen.order, int) and chosen.order > 1):
         raise ValueError('stepping: expected order "forward", "reverse" or a whole number from 2, '
                          f"got {chosen.order!r}")
     token = _turns.set(chosen)

@@ -32,7 +32,11 @@ cuda = Vocabulary()
 
 
 def kernel(signature):
-    """Make a kernel of a function; signature: the types of its arguments, as Numba writes them."""
+    """Make a kernel of a function.
+
+    signature: the types of its arguments, as Numba writes them, for machine code made without a GPU
+    (machine_code.py); at a launch on a GPU Numba looks at the arguments themselves.
+    """
     return lambda function: Kernel(function, signature)
 
 
@@ -83,13 +87,15 @@ class Kernel:
     def compiled(self):
         try:
             from numba import cuda as real
+            from numba.core import config
         except ImportError:
             raise ModuleNotFoundError("kernels in Python need numba-cuda on a GPU; "
                                       "pip install 'tinydiff[cuda13]'") from None
+        config.CUDA_LOW_OCCUPANCY_WARNINGS = 0            # a small picture has few blocks
         return real.jit(self.bound(real))
 
     def bound(self, vocabulary):
-        """The function with `cuda` being a real one."""
+        """The function with `cuda` being numba.cuda itself."""
         return bind(self.function, vocabulary,
                     lambda helper: vocabulary.jit(device=True, inline="always")(helper))
 

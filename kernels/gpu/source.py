@@ -26,7 +26,7 @@ class Source:
     """The kernels of a .cu file, by name."""
 
     def __init__(self, path):
-        self.path = Path(path).with_suffix(".cu")
+        self.path, self.functions = Path(path).with_suffix(".cu"), {}
 
     def __getattr__(self, name):
         if name.startswith("_") or name not in self.kernels:
@@ -55,6 +55,14 @@ class Source:
         from .machine_code import cubin_file
         return cupy.RawModule(path=str(cubin_file(self.path, cupy.cuda.Device())))
 
+    def function(self, name, shared):
+        """A kernel of that module, allowed so many bytes of shared memory."""
+        if (name, shared) not in self.functions:
+            self.functions[name, shared] = function = self.on_gpu.get_function(name)
+            if shared > 48 * 1024:                        # more has to be asked for
+                function.max_dynamic_shared_size_bytes = shared
+        return self.functions[name, shared]
+
 
 class Entry:
     """One kernel: entry[grid, block](…) runs it."""
@@ -73,9 +81,7 @@ class Entry:
                             f"({', '.join(name for _, name in kinds)}), got {len(args)}")
         args = [typed(a, *kind) for a, kind in zip(args, kinds)]
         if for_gpu(args):
-            function = self.source.on_gpu.get_function(self.name)
-            if shared > 48 * 1024:                        # bytes; more has to be asked for
-                function.max_dynamic_shared_size_bytes = shared
+            function = self.source.function(self.name, shared)
             function(grid, block, tuple(args), shared_mem=shared)
         else:
             self.source.on_host[self.name](grid, block, shared, turns().number(), args)
@@ -94,7 +100,7 @@ def split(argument):
 
 
 def typed(value, kind, name):
-    """An argument as the kernel takes it.  ValueError for one that is not contiguous."""
+    """An argument as the kernel takes it.  ValueError unless contiguous and of its type."""
     if not kind.endswith("*"):
         return NUMBERS[kind](value)
     if value is None:

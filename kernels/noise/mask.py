@@ -1,4 +1,4 @@
-"""What dropout keeps, of a seed: the same numbers on the CPU and on a GPU."""
+"""What dropout keeps, drawn from a seed: the same numbers on the CPU and on a GPU."""
 
 from math import prod
 
@@ -13,8 +13,8 @@ FIRST = 2**256 - 1                                        # NumPy's Philox count
 def keep(p, seed, like):
     """0 with probability p, else 1 / (1 − p), with the shape and type of `like`, where it lies.
 
-    seed: a whole number in [0, 2⁶⁴), or beside arrays of a GPU an array (1,) uint64 that is read
-    when the kernel runs. A number takes 16 bits, so p is rounded to 2⁻¹⁶.
+    seed: a whole number in [0, 2⁶⁴), or on a GPU an array (1,) uint64 that is read when the kernel
+    runs. A number takes 16 bits, so p is rounded to a multiple of 2⁻¹⁶.
     """
     least = round(p * 2**16)
     kept = 2**16 / (2**16 - least) if least < 2**16 else 0.0

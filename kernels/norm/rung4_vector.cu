@@ -111,6 +111,21 @@ KERNEL(256) combine(const float* __restrict__ left_moments, const float* __restr
 }
 
 
+// slope and offset (N, C): (x − mean) · rstd · γ + β = x · slope + offset. γ and β of the next image
+// are `step` numbers on: 0, where all images share them.
+KERNEL(256) line(const float* __restrict__ gamma, const float* __restrict__ beta, int step,
+                 const float* __restrict__ mean, const float* __restrict__ rstd, float* slope,
+                 float* offset, int N, int C, int groups) {
+    int i = blockIdx.x * 256 + threadIdx.x, n = i / C, c = i % C;
+    if (n >= N)
+        return;
+    int group = n * groups + c / (C / groups);
+    float g = gamma[static_cast<long>(n) * step + c] * rstd[group];
+    slope[i] = g;
+    offset[i] = beta[static_cast<long>(n) * step + c] - g * mean[group];
+}
+
+
 // y = x · scale + shift, or its SiLU. From the last tile to the first: what was read last when the
 // sums were taken is still in the L2 cache.
 template <class T>

@@ -20,7 +20,7 @@ from ..gpu.source import Source
 from . import lower
 from .vector_rows import KINDS, rows, rows_backward
 
-__all__ = ["backward", "from_moments", "measure", "normalize", "rows", "rows_backward"]
+__all__ = ["backward", "from_moments", "line", "measure", "normalize", "rows", "rows_backward"]
 
 forth = Source(__file__)
 back = Source(__file__.replace("rung4_vector", "vector_backward"))
@@ -61,6 +61,23 @@ def from_moments(sides, groups, eps):
     return mean, rstd
 
 
+def line(gamma, beta, mean, rstd):
+    """slope and offset (N, C) for `normalize`, of γ and β (N, C), in one launch."""
+    N, C = gamma.shape
+    gamma, beta, step = by_image(gamma, beta)
+    slope, offset = (empty((N, C), np.float32, like=mean) for _ in range(2))
+    forth.line[-(-N * C // 256), 256](gamma, beta, step, *contiguous(mean, rstd), slope, offset,
+                                      N, C, mean.shape[1])
+    return slope, offset
+
+
+def by_image(*numbers):
+    """The arrays (N, C), and C; where all images share a row, that row of each, and 0."""
+    if all(a.strides[0] == 0 for a in numbers):
+        return *contiguous(*(a[0] for a in numbers)), 0
+    return *contiguous(*numbers), numbers[0].shape[1]
+
+
 def normalize(x, scale, shift, silu):
     N, pixels, C = sizes([x])
     if not lower.fits([(x, x.shape)], [(scale, (N, C)), (shift, (N, C))], KINDS):
@@ -80,7 +97,8 @@ def backward(dys, xs, scale, shift, mean, rstd, silu):
     numbers = [(scale, (N, C)), (shift, (N, C)), (mean, (N, groups)), (rstd, (N, groups))]
     if C % groups or not lower.fits(images, numbers, KINDS):
         return lower.backward(dys, xs, scale, shift, mean, rstd, silu)
-    xs, weights = contiguous(*xs), contiguous(scale, shift, mean, rstd)
+    xs, (gamma, beta, step) = contiguous(*xs), by_image(scale, shift)
+    weights = gamma, beta, step, *contiguous(mean, rstd)
     dxs = [lower.given_up(dy) for dy in dys]
     tiles, each = tiles_of(N, pixels, C)
     sums = empty((N, tiles, C, 2), np.float32, like=xs[0])
@@ -89,7 +107,7 @@ def backward(dys, xs, scale, shift, mean, rstd, silu):
     for dy, (first, x) in zip(dxs, starts(xs)):
         of_type(back, "sums", x)[cut(x, N, tiles)](
             dy, x, *weights, sums, pixels, x.shape[-1], first, C, groups, each, tiles, silu)
-    back.means[-(-N * groups // 8), 256](sums, weights[0], weights[3], dscale, dshift, slope,
+    back.means[-(-N * groups // 8), 256](sums, gamma, step, weights[4], dscale, dshift, slope,
                                          offset, N, pixels, tiles, C, groups)
     for dx, (first, x) in zip(dxs, starts(xs)):           # from dy, which is there
         of_type(back, "gradient", x)[cut(x, N, tiles)](

@@ -121,8 +121,9 @@ def test_every_stage_runs_to_its_end_on_a_gpu_that_is_none(tmp_path):
 @pytest.fixture
 def torch_steps(monkeypatch):
     """tools/gpu/torch_steps.py with few steps, and with weights, batches and our own network."""
-    from gpu import torch_steps
-    monkeypatch.setattr(torch_steps, "WARM", 1)
+    from gpu import clock, torch_steps
+    monkeypatch.setattr(clock, "WARM", 1)
+    monkeypatch.setattr(clock, "STEPS", 3)
     return torch_steps
 
 
@@ -193,30 +194,6 @@ def test_a_long_gradient_is_scaled_down(torch_steps, given):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_on_a_gpu_steps_are_timed_between_events(torch_steps, monkeypatch):
-    class Event:
-        done = 0
-
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            self.at = Event.done
-
-        def synchronize(self):
-            assert self.at == 4
-
-        def elapsed_time(self, later):
-            return later.at - self.at
-
-    def step():
-        Event.done += 1
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert torch_steps.milliseconds(step, 3, on_gpu=True) == [1, 1, 1]
-
-
 def test_a_race_gives_times_of_both_kinds_of_step_and_its_pictures_are_ours(torch_steps, given):
     config, unet, batches = given
     weights = {name: p.data.copy() for name, p in unet.parameters().items()}
@@ -224,6 +201,6 @@ def test_a_race_gives_times_of_both_kinds_of_step_and_its_pictures_are_ours(torc
     x_t, t, _ = batches[0]
     eps = steps.sample(steps.put(x_t), steps.put(t)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(eps, unet.predict(x_t, t), atol=2e-4)
-    found = torch_steps.raced(steps, *batches[0], repeats=3)
+    found = torch_steps.raced(steps, *batches[0])
     assert min(found["step_ms"], found["sample_ms"]) > 0
     assert found["step_bytes"] is None

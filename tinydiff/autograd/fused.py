@@ -14,7 +14,7 @@ from tinydiff.autograd.norm import as_line, group_norm
 from tinydiff.autograd.product import conv2d
 from tinydiff.autograd.shape import concat, upsample
 from tinydiff.autograd.tensor import Tensor, op, recording
-from tinydiff.backend import array_module
+from tinydiff.backend import contiguous
 from tinydiff.kernels import elementwise, is_half, pick
 
 
@@ -61,7 +61,6 @@ def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
 @op
 def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     N, _, _, C1 = x.shape
-    contiguous = array_module(x).ascontiguousarray
     xs = [contiguous(part) for part in (x, skip) if part is not None]
     conv, norm = pick("conv2d", x), pick("norm", x)
     mean, rstd = norm.measure(xs, groups, eps)            # (N, groups)
@@ -84,16 +83,18 @@ def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
 
 
 def can_fuse(x, scale, shift, w, b, skip, late, add):
-    """Whether the rung in use can, and all is as it expects.
+    """Whether the rung in use has it in one pass, and all is of the types that it expects.
 
-    On the CPU that is float32; on a GPU bf16, but for what is small, and whole vectors of it.
+    A rung of the CPU takes float32. One of a GPU takes bf16, whose channels fill whole vectors, and
+    in float32 what is small: scale, shift, b, late.
     """
-    conv, bf16 = pick("conv2d", x), is_half(x)
-    if not hasattr(conv, "fused") or bf16 != hasattr(conv, "upsampled") or w.shape[:2] != (3, 3):
+    conv = pick("conv2d", x)
+    if not hasattr(conv, "fused") or getattr(conv, "FUSES", "float32") != x.dtype.name \
+            or w.shape[:2] != (3, 3):
         return False
     large, small = ([a.data if isinstance(a, Tensor) else a for a in some if a is not None]
                     for some in ((x, w, skip, add), (scale, shift, b, late)))
-    if bf16:
+    if is_half(x):
         return all(map(is_half, large)) and all(a.dtype == np.float32 for a in small) and \
             w.shape[2] % conv.SEAM == w.shape[3] % conv.SEAM == 0
     return all(type(a) is np.ndarray and a.dtype == np.float32 for a in large + small)

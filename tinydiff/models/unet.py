@@ -40,7 +40,7 @@ class UNet(Module):
     it lies (iDDPM Eq. 15). A generator `rng` is for training: it draws what dropout leaves out.
     """
 
-    activations = None                                    # their type on the way, if not x_t's
+    activations = None                                    # their type, where it is not x_t's
 
     def __init__(self, config: UNetConfig, *, rng):
         c, widths, c_emb = config, config.widths, round(config.emb * config.base)
@@ -86,13 +86,20 @@ class UNet(Module):
         self.conv_out = Conv2d(h, outputs * c.patch**2, 3, rng=rng, scale=0.0)
 
     @property
+    def drops(self):
+        """How often a call may ask its generator about dropout."""
+        changes = sum(len(level.blocks) + 1 for level in [*self.down, *self.up])
+        return changes + 2 if self.config.dropout else 0
+
+    @property
     def home(self):
         """One of its arrays: what it works on has to live alongside."""
         return self.time.linear1.w.data
 
     def compute_in(self, precision):
-        """"bf16": activations are, and copies of the weights that they meet; sums, statistics, the
-        weights themselves and t's way to emb stay float32.  "float32": all is.
+        """Compute in "float32", or in "bf16": activations, and copies of the weights they meet.
+
+        Sums, statistics, the weights themselves and t's way to emb stay float32.
         """
         self.activations = bfloat16() if precision == "bf16" else None
 
@@ -158,7 +165,7 @@ class UNet(Module):
         told = told if context is None else told + self.words(context)      # (N, L or 1, c_emb)
         heights = cast(self.layout(mean(silu(told), axis=1)), dtype=self.layout.w.dtype)
         heights = heights.reshape(N, k * k, -1).transpose(1, 0, 2).reshape(k * k, -1)
-        moved = linear(waves, suited(heights, waves)).reshape(H * W, N, -1)       # as weights
+        moved = linear(waves, suited(heights, waves)).reshape(H * W, N, -1)   # summed as weights
         moved = moved.transpose(1, 0, 2).reshape(N, H, W, -1)
         return self.conv_in(concat(h, where)) + moved
 

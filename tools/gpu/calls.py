@@ -115,7 +115,7 @@ def norm_forward(rung, x, skip, gamma, beta, groups):
     """silu(GroupNorm) of inputs side by side"""
     xs = pair(x, skip)
     mean, rstd = rung.measure(xs, groups, EPS)
-    scale, shift = as_line(gamma, beta, mean, rstd)
+    scale, shift = getattr(rung, "line", as_line)(gamma, beta, mean, rstd)
     ys, first = [], 0
     for a in xs:
         part = slice(first, first := first + a.shape[-1])

@@ -5,12 +5,14 @@ when their time begins, and nothing they read is in the cache any more. CuPy and
 same stream, the default one, so one clock times both.
 """
 
+from itertools import pairwise
 from math import ceil
 from statistics import median, quantiles
 from time import perf_counter
 
 BYTES   = 2**30                                           # of the copy: far beyond any L2 cache
 LONGEST = 0.05                                            # seconds of launching that are hidden
+WARM, STEPS = 5, 20                                       # whole steps before those that count
 
 
 class Clock:
@@ -49,6 +51,32 @@ class Clock:
                 self.copy()
             found.append(self.between(calls))
         return found
+
+
+def one_by_one(step, on_gpu=True):
+    """[milliseconds of each step], one behind the other: also what the host makes the GPU wait."""
+    for _ in range(WARM):
+        step()
+    marks = []
+    for _ in range(STEPS + 1):
+        if marks:
+            step()
+        marks.append(mark(on_gpu))
+    if not on_gpu:
+        return [1e3 * (b - a) for a, b in pairwise(marks)]
+    import cupy
+    marks[-1].synchronize()
+    return [cupy.cuda.get_elapsed_time(a, b) for a, b in pairwise(marks)]
+
+
+def mark(on_gpu):
+    """An event of the GPU's, or the time on the CPU."""
+    if not on_gpu:
+        return perf_counter()
+    import cupy
+    event = cupy.cuda.Event()
+    event.record()
+    return event
 
 
 def spread(times):

@@ -6,7 +6,7 @@
     place.get(y), launched                                # {("conv2d/rung7_mma.cu", "forward")}
 
 Inside, fresh memory is all ones, which is NaN, and around every array lie bytes that nobody may
-write. Leaving raises Overrun if somebody did.
+write. If somebody did, the launch raises Fault on the host, and on the GPU leaving raises Overrun.
 """
 
 import ctypes

@@ -17,9 +17,9 @@ from gpu.ops import OPS, completed, in_python, made, results, rung_of, taken, ty
 CALLS, REPEATS = 10, 30
 BACKEND = "inductor"                                      # of torch.compile
 ENOUGH = 1.5                                              # seconds; slow rungs are repeated less
-SLOWER = {"conv2d.forward": "mma", "conv2d.grad_input": "mma"}        # halo should be faster
+SLOWER = {"conv2d.forward": "mma", "conv2d.grad_input": "mma"}        # than halo, as expected
 ONE_CALL = {"conv2d.forward", "conv2d.grad_input", "conv2d.grad_weight", "matmul.grad_input",
-            "matmul.grad_weight", "attention.forward"}    # of a library: nothing to compile
+            "matmul.grad_weight", "attention.forward"}    # of a library: compiled last
 NOT_COMPILED = {"attention.backward"}                     # it is autograd's work
 
 
@@ -38,7 +38,11 @@ def items(options):
 
 
 def every_row(quick):
-    """(operation, rung, sizes, type), those in Python last and at an operation's first shape."""
+    """(operation, rung, sizes, type), those in Python last.
+
+    In float32 only those in Python, and operations that have no bf16; those in Python, and SLOWER
+    ones, at the first shape alone.
+    """
     found, last = [], []
     for name in OPS:
         if name not in RACED:

@@ -1,4 +1,4 @@
-"""Whole steps of a U-Net in PyTorch, as one writes them for speed: whom ours race against.
+"""Whole steps of a U-Net in PyTorch, as one writes them for speed: what ours race against.
 
 channels_last pictures, products in bf16 by autocast, AdamW in one fused kernel, and an EMA over all
 parameters at once; eager or compiled. The network is that of benchmarks/torch_unet.py, and weights,
@@ -11,21 +11,18 @@ pictures, noise and times come as our arrays, so that its losses can be laid bes
 
 import sys
 from contextlib import nullcontext
-from itertools import pairwise
 from statistics import median
-from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 
 from gpu import ROOT
-from gpu.clock import spread
+from gpu.clock import one_by_one, spread
 
 sys.path.append(str(ROOT / "benchmarks"))
 import torch_unet
 
 LAYOUT = torch.channels_last
-WARM, REPEATS = 5, 20                                     # steps before those that count, and these
 
 
 class Steps:
@@ -92,36 +89,19 @@ def losses(steps, batches):
     return [float(loss) for loss in found]
 
 
-def raced(steps, x_t, t, eps, repeats=REPEATS):
+def raced(steps, x_t, t, eps):
     """{step_ms, step_spread, step_bytes, sample_…} of one batch, again and again.
 
-    Bytes: the most that was allocated at a time; None where PyTorch does not count it.
+    Bytes: the most that was taken from the device; None on the CPU, where nobody counts it.
     """
     x_t, t, eps = map(steps.put, (x_t, t, eps))
-    found = {}
+    found, on_gpu = {}, steps.device.type == "cuda"
     for name, step in (("step", lambda: steps.train(x_t, t, eps)),
                        ("sample", lambda: steps.sample(x_t, t))):
-        on_gpu = steps.device.type == "cuda"
         if on_gpu:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        times = milliseconds(step, repeats, on_gpu)
+        times = one_by_one(step, on_gpu)
         found |= {f"{name}_ms": median(times), f"{name}_spread": spread(times),
-                  f"{name}_bytes": torch.cuda.max_memory_allocated() if on_gpu else None}
+                  f"{name}_bytes": torch.cuda.max_memory_reserved() if on_gpu else None}
     return found
-
-
-def milliseconds(step, repeats, on_gpu):
-    """[milliseconds of each step], one behind the other: also what the host makes the GPU wait."""
-    for _ in range(WARM):
-        step()
-    if not on_gpu:
-        marks = [perf_counter() for _ in range(repeats + 1) if step() is not None]
-        return [1e3 * (b - a) for a, b in pairwise(marks)]
-    torch.cuda.synchronize()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        step()
-        mark.record()
-    marks[-1].synchronize()
-    return [a.elapsed_time(b) for a, b in pairwise(marks)]
