@@ -33,6 +33,8 @@ CASES = {                                                 # op: the shapes it ta
     "attention": ([(2, 2, 4), (2, 3, 4), (2, 3, 5), (2, 3)], {"mask": LOOK}),
     "layer_norm": ([(2, 3, 4), (4,), (4,)], {}),
     "group_norm": ([(2, 3, 3, 4), (4,), (2, 4)], {"groups": 2}),
+    "norm_silu": ([(2, 3, 3, 4), (4,), (2, 4)], {"groups": 2}),
+    "conv2d_onto": ([(2, 3, 2, 4), (3, 3, 4, 5), (5,), (2, 5), (2, 3, 2, 5)], {}),
     "upsample_conv2d": ([(2, 3, 2, 4), (3, 3, 4, 5), (5,)], {}),
     "norm_silu_conv2d": (FUSED, {"groups": 4}), "mse": ([(3, 4), (3, 4)], {"weight": np.ones(3)}),
     "cross_entropy": ([(3, 4)], {"labels": np.array([0, 3, 1])}), "recomputed": ([(3, 4)], {}),

@@ -35,6 +35,9 @@ OPS = {
         lambda *args: ag.norm_silu_conv2d(*args, groups=4),
         X | {"gamma": (24,), "beta": (2, 24), "w": (3, 3, 24, 16), "b": (16,),
              "skip": (2, 6, 5, 8), "late": (2, 16), "add": (2, 6, 5, 16)}),
+    "norm_silu": (lambda *args: ag.norm_silu(*args, groups=4), X | {"gamma": (16,), "beta": (16,)}),
+    "conv2d_onto": (ag.conv2d_onto, X | {"w": (3, 3, 16, 8), "b": (8,), "late": (2, 8),
+                                         "add": (2, 6, 5, 8)}),
     "norm_silu_conv2d to pictures": (
         lambda *args: ag.norm_silu_conv2d(*args, groups=4),
         X | {"gamma": (16,), "beta": (16,), "w": (3, 3, 16, 3), "b": (3,), "skip": None,

@@ -45,16 +45,21 @@ def test_normal_is_box_muller_of_the_words():
 
 
 def test_the_rarest_word_gives_a_large_but_finite_number(monkeypatch):
-    monkeypatch.setattr(noise, "words", lambda *address: np.zeros(2, np.uint64))
+    monkeypatch.setattr(noise, "rows", lambda *address: np.zeros((1, 2), np.uint64))
     z = noise.normal(0, 0, 0, (2,), np.float64)
     assert z.tolist() == [pytest.approx(sqrt(2 * 53 * log(2))), 0]
 
 
 def test_uniform_is_the_top_53_bits():
     w = noise.words(3, noise.TRAIN_T, 1, 2, 5)
-    u = noise.uniform(3, 1, 2, (5,), purpose=noise.TRAIN_T)
-    assert u.tolist() == [(word >> 11) / 2**53 for word in w.tolist()]
-    assert noise.uniform(3, 1, 2, (), purpose=noise.TRAIN_T).shape == ()
+    assert noise.unit(w).tolist() == [(word >> 11) / 2**53 for word in w.tolist()]
+
+
+def test_rows_of_several_images_are_the_words_of_each():
+    images = [5, 0, 2**64 - 1, 5]
+    each = [noise.words(3, noise.DATA, image, 2**64 - 1, 7) for image in images]
+    np.testing.assert_array_equal(noise.rows(3, noise.DATA, images, 2**64 - 1, 7), each)
+    assert noise.rows(3, noise.DATA, [], 0, 7).shape == (0, 7)
 
 
 def test_normal_has_the_moments_of_a_standard_normal():

@@ -171,6 +171,11 @@ CASES = [
              (z := group_norm(np.concatenate([x, skip], -1), a, b, 3)) * logistic(z), w, bias,
              1, ((1, 1), (1, 1))) + late[:, None, None] + add,
          ((2, 3, 5, 4), (6,), (6,), (3, 3, 6, 5), (5,), (2, 3, 5, 2), (2, 5), (2, 3, 5, 5))),
+    Case("norm_silu", lambda x, a, b: ag.norm_silu(x, a, b, groups=3),
+         lambda x, a, b: (z := group_norm(x, a, b, 3)) * logistic(z), ((2, 3, 5, 6), (6,), (6,))),
+    Case("conv2d_onto", ag.conv2d_onto, lambda x, w, b, late, add: conv2d(
+        x, w, b, 1, ((1, 1), (1, 1))) + late[:, None, None] + add,
+         ((2, 3, 5, 4), (3, 3, 4, 5), (5,), (2, 5), (2, 3, 5, 5))),
     Case("upsample_conv2d", ag.upsample_conv2d, lambda x, w, b: conv2d(
         np.kron(x, np.ones((1, 2, 2, 1))), w, b, 1, ((1, 1), (1, 1))),
          ((2, 3, 2, 4), (3, 3, 4, 5), (5,))),

@@ -227,6 +227,54 @@ def test_what_cannot_be_recorded_is_asked_for_as_ever_and_the_reason_is_kept(rea
     gpu.asarray(np.ones(2))                               # and arrays may be sent as before
 
 
+def test_the_next_batch_is_told_while_the_gpu_works(gpu):
+    training, told = in_training(), []
+    really = training.told
+
+    def telling(step):
+        told.append((step, len(gpu.stand_in.synchronisations)))
+        return really(step)
+
+    training.told = telling
+    for _ in range(4):
+        training.step()
+    assert told == [(1, 0), (2, 0), (3, 2), (4, 4), (5, 6)]           # before the two waits of each
+    while training.steps_done < training.plan.steps:
+        training.step()
+    assert [step for step, _ in told] == list(range(1, training.plan.steps + 1))
+
+
+def test_a_batch_that_is_gone_is_the_next_step_s_error(gpu):
+    training, really = in_training(), Training.told
+
+    def told(step):
+        if step == 3:
+            raise OSError("the folder is gone")
+        return really(training, step)
+
+    training.told = told
+    for _ in range(2):
+        training.step()
+    with pytest.raises(OSError, match="the folder is gone"):
+        training.step()
+    assert (training.steps_done, training.torn) == (2, False)
+
+
+def test_no_room_for_a_step_leaves_weights_that_can_be_saved(gpu):
+    def no_room(*_):
+        raise MemoryError("no room")
+
+    training = in_training()
+    training.step()
+    really, training.loss = training.loss, no_room
+    with pytest.raises(MemoryError):
+        training.step()
+    assert not training.torn
+    assert training.steps_done == 1
+    training.loss = really
+    training.step()
+
+
 def test_a_training_that_is_dropped_ends_at_once_with_its_graph(gpu):
     training = in_training()
     for _ in range(WARM + 1):

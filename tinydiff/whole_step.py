@@ -4,6 +4,7 @@ What changes from step to step lies in arrays: the batch, the seeds that noise a
 of, and what AdamW needs to know. The host reads the loss and the gradient's norm, and nothing else.
 """
 
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from weakref import proxy
@@ -40,10 +41,17 @@ class WholeStep:
         how = pick("optimizer", training.flat.data).numbers_of(**training.optimizer.how(lr, step))
         training.torn = bool(self.replayed.recordings)    # else `work` says when
         loss, norm = self.replayed(state, seeds, how, x0, ids, given, *numbers)
-        self.ahead = {step + 1: training.told(step + 1)} if step < training.plan.steps else {}
-        loss, norm = loss.item(), norm.item()             # until here the GPU had not been asked
+        self.look_ahead(step + 1)
+        loss, norm = loss.item(), norm.item()             # the GPU has worked meanwhile
         training.torn = False
         return (loss, norm) if isfinite(norm) else None
+
+    def look_ahead(self, step):
+        """Be told what the next step is made of; if that fails, it will say so itself."""
+        self.ahead = {}
+        with suppress(Exception):
+            if step <= self.training.plan.steps:
+                self.ahead[step] = self.training.told(step)
 
     def fits(self):
         """Whether all steps are the same work, and all of it can be the GPU's."""

@@ -57,7 +57,7 @@ STAGES = {
                                                 "PyTorch"),
     "counters":    Stage("gpu.counters", 30, 60, "ncu on the three largest kernels"),
 }
-ON_GPU = {"ceilings", "timing", "whole", "counters"}     # an emulation has no speed to measure
+TIMED = {"ceilings", "timing", "whole", "counters"}      # an emulation has no speed to measure
 SLOWLY = 5                               # how much more patience an emulation needs
 NO_GPU = 77
 FACTS  = 60                              # seconds for what must be known, whatever the budget
@@ -76,8 +76,8 @@ def main(words=None):
     chosen = [name for name in STAGES if name == "facts" or name in (asked.only or STAGES)]
     if asked.backend == "host":
         report["left_out"] = [f"{name}: an emulation has no speed to measure"
-                              for name in chosen if name in ON_GPU]
-        chosen = [name for name in chosen if name not in ON_GPU]
+                              for name in chosen if name in TIMED]
+        chosen = [name for name in chosen if name not in TIMED]
     with compiling_ahead("whole" in chosen) as turn:
         for place, name in enumerate(chosen):
             turn(name)
@@ -104,7 +104,7 @@ def compiling_ahead(wanted):
     started = []
 
     def turn(stage):
-        if stage in ON_GPU:
+        if stage in TIMED:
             stop()
         elif wanted and stage == "build":
             started.append(subprocess.Popen(

@@ -29,9 +29,9 @@ from tinydiff.autograd.elementwise import (
     sub,
     tanh,
 )
-from tinydiff.autograd.fused import norm_silu_conv2d, upsample_conv2d
+from tinydiff.autograd.fused import conv2d_onto, norm_silu_conv2d, upsample_conv2d
 from tinydiff.autograd.losses import cross_entropy, mse
-from tinydiff.autograd.norm import group_norm, layer_norm
+from tinydiff.autograd.norm import group_norm, layer_norm, norm_silu
 from tinydiff.autograd.product import attention, conv2d, linear, matmul
 from tinydiff.autograd.recompute import recomputed
 from tinydiff.autograd.reduce import logsumexp, max, mean, softmax, sum, var
@@ -50,11 +50,12 @@ from tinydiff.autograd.tensor import Tensor, no_grad, op
 
 __all__ = [
     "Tensor", "add", "add_to_pixels", "attention", "broadcast", "cast", "clip", "concat", "conv2d",
-    "cos", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_quick", "gelu_tanh",
-    "getitem", "gradcheck", "group_norm", "layer_norm", "linear", "log", "logsumexp", "matmul",
-    "max", "maximum", "mean", "mse", "mul", "neg", "no_grad", "norm_silu_conv2d", "op", "pad",
-    "pow", "recomputed", "relu", "reshape", "sigmoid", "silu", "sin", "softmax", "sqrt", "stack",
-    "sub", "sum", "tanh", "transpose", "upsample", "upsample_conv2d", "var",
+    "conv2d_onto", "cos", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
+    "gelu_quick", "gelu_tanh", "getitem", "gradcheck", "group_norm", "layer_norm", "linear", "log",
+    "logsumexp", "matmul", "max", "maximum", "mean", "mse", "mul", "neg", "no_grad", "norm_silu",
+    "norm_silu_conv2d", "op", "pad", "pow", "recomputed", "relu", "reshape", "sigmoid", "silu",
+    "sin", "softmax", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample",
+    "upsample_conv2d", "var",
 ]
 
 Tensor.__add__      = Tensor.__radd__ = add

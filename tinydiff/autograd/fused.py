@@ -52,10 +52,8 @@ def refuse_misfits(x, w, b, skip, late, add, groups):
 def one_by_one(x, scale, shift, w, b, skip, late, add, *, groups, eps):
     """The same, as it is defined."""
     h = x if skip is None else concat(x, skip)
-    y = conv2d(silu(group_norm(h, scale, shift, groups=groups, eps=eps)), w, b, padding=1)
-    if late is not None:
-        y = add_to_pixels(y, late)
-    return y if add is None else y + add
+    h = silu(group_norm(h, scale, shift, groups=groups, eps=eps))
+    return conv2d_onto(h, w, b, late, add)
 
 
 @op
@@ -98,6 +96,30 @@ def can_fuse(x, scale, shift, w, b, skip, late, add):
         return all(map(is_half, large)) and all(a.dtype == np.float32 for a in small) and \
             w.shape[2] % conv.SEAM == w.shape[3] % conv.SEAM == 0
     return all(type(a) is np.ndarray and a.dtype == np.float32 for a in large + small)
+
+
+def conv2d_onto(x, w, b, late=None, add=None):
+    """conv2d(x) + b + late + add, 3 × 3 windows, the size kept; shapes as above"""
+    refuse_misfits(x, w, b, None, late, add, 1)
+    if can_fuse(x, None, None, w, b, None, late, add):
+        return in_one_sum(x, w, b, late, add)
+    y = conv2d(x, w, b, padding=1)
+    y = y if late is None else add_to_pixels(y, late)
+    return y if add is None else y + add
+
+
+@op
+def in_one_sum(x, w, b, late, add):
+    conv, x = pick("conv2d", x), contiguous(x)
+    y = conv.fused([x], w, base=b if late is None else b + late, add=add, keep=not recording())
+
+    def vjp(dy):
+        dy = contiguous(dy)
+        dlate = elementwise.sum_pixels(dy)                # (N, O)
+        return (lambda: conv.fused_grad_input(dy, w)[0], lambda: conv.fused_grad_weight(dy, [x]),
+                dlate.sum(axis=0), dlate, dy)
+
+    return y, vjp
 
 
 def upsample_conv2d(x, w, b):

@@ -23,6 +23,16 @@ def group_norm(x, scale, shift, *, groups, eps=1e-5):
     x (N, …, C), scale and shift (C,), or (N, C) for each image its own -> y like x.
     Raises ValueError where groups do not divide C.
     """
+    return normalized(x, scale, shift, groups, eps, silu=False)
+
+
+@op
+def norm_silu(x, scale, shift, *, groups, eps=1e-5):
+    """silu(group_norm(x)), of which only x is kept for the way back"""
+    return normalized(x, scale, shift, groups, eps, silu=True)
+
+
+def normalized(x, scale, shift, groups, eps, silu):
     N, C = x.shape[0], x.shape[-1]
     if C % groups:
         raise ValueError(f"group_norm: {C} channels cannot be shared out among {groups} groups")
@@ -32,10 +42,10 @@ def group_norm(x, scale, shift, *, groups, eps=1e-5):
     slope, offset = as_line(gamma, beta, mean, rstd)
 
     def vjp(dy):
-        [dx], dgamma, dbeta = rung.backward([dy.copy()], [x], gamma, beta, mean, rstd, False)
+        [dx], dgamma, dbeta = rung.backward([dy.copy()], [x], gamma, beta, mean, rstd, silu)
         return dx, dgamma, dbeta
 
-    return rung.normalize(x, slope, offset, False), vjp
+    return rung.normalize(x, slope, offset, silu), vjp
 
 
 def as_line(gamma, beta, mean, rstd):

@@ -22,7 +22,19 @@ def words(seed, purpose, image, step, n):
     Key (seed, purpose), counter (block, image, step, 0) with block = 0, 1, 2 …, four words each.
     ValueError unless every part of the address is a whole number in [0, 2⁶⁴).
     """
-    return _philox(seed, purpose, image, step).random_raw(n)
+    return rows(seed, purpose, [image], step, n)[0]
+
+
+def rows(seed, purpose, images, step, n):
+    """The same for several images -> (N, n), from one generator, which costs more than its words"""
+    out = np.empty((len(images), n), np.uint64)
+    philox = _philox(seed, purpose, 0, step)
+    fresh = philox.state
+    for row, image in zip(out, images):
+        fresh["state"]["counter"] = _counter(*_checked(seed, purpose, image, step)[2:])
+        philox.state = fresh
+        row[:] = philox.random_raw(n)
+    return out
 
 
 def generator(seed, step, *, purpose):
@@ -30,10 +42,9 @@ def generator(seed, step, *, purpose):
     return np.random.Generator(_philox(seed, purpose, 0, step))
 
 
-def uniform(seed, image, step, shape, *, purpose):
-    """Uniform numbers in [0, 1) of one address -> `shape`, float64."""
-    w = words(seed, purpose, image, step, int(np.prod(shape)))
-    return ((w >> 11) * 2.0**-53).reshape(shape)
+def unit(words):
+    """Words as uniform numbers in [0, 1), each a multiple of 2⁻⁵³."""
+    return (words >> 11) * 2.0**-53
 
 
 def normal(seed, image, step, shape, dtype=np.float32, *, purpose=X_T):
@@ -54,9 +65,8 @@ def batch(seed, images, step, shape, dtype=np.float32, *, purpose=X_T, like=None
         return of_gpu.normal(seed, images, step, shape, dtype, purpose=purpose, like=like)
     size = int(np.prod(shape))
     n = size + size % 2                                           # words come in pairs
-    rows = [words(seed, purpose, image, step, n) for image in images]
-    w = np.array(rows, np.uint64).reshape(len(rows), n)
-    return _box_muller(w)[:, :size].reshape(len(rows), *shape).astype(dtype)
+    w = rows(seed, purpose, images := list(images), step, n)
+    return _box_muller(w)[:, :size].reshape(len(images), *shape).astype(dtype)
 
 
 def alike(x, seed, step, *, purpose):
@@ -74,16 +84,20 @@ def stream(seed, images, shape, dtype=np.float32, draw=None):
 def _box_muller(w):
     """Two uniform words to two independent normals, along the last axis, in float64."""
     u1 = ((w[:, 0::2] >> 11) + 1) * 2.0**-53                      # in (0, 1]: its log is finite
-    u2 = (w[:, 1::2] >> 11) * 2.0**-53                            # in [0, 1)
+    u2 = unit(w[:, 1::2])                                         # in [0, 1)
     r, angle = np.sqrt(-2 * np.log(u1)), 2 * np.pi * u2
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=-1).reshape(w.shape)
 
 
 def _philox(*address):
     seed, purpose, image, step = _checked(*address)
-    counter = (image << 64) + (step << 128)
-    return np.random.Philox(key=seed + (purpose << 64),
-                            counter=(counter - 1) % 2**256)       # it counts up before it draws
+    return np.random.Philox(key=seed + (purpose << 64), counter=_counter(image, step))
+
+
+def _counter(image, step):
+    """(4,) uint64: one less than (0, image, step, 0), for Philox counts up before it draws."""
+    before = ((image << 64) + (step << 128) - 1) % 2**256
+    return np.array([before >> 64 * k & 2**64 - 1 for k in range(4)], np.uint64)
 
 
 def _checked(*address):

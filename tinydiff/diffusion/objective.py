@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import alongside, to_host
-from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, alike, uniform
+from tinydiff.diffusion.noise import TRAIN_EPS, TRAIN_T, alike, rows, unit
 from tinydiff.diffusion.prediction import dialect
 from tinydiff.diffusion.process import across, noised
 
@@ -163,7 +163,7 @@ def draw(schedule, x0, predicts, *, seed, step, weigh=unweighted, times=None):
 
 def numbers(schedule, N, predicts, *, seed, step, weigh=unweighted, times=None):
     """The half of `draw` that is the host's, of N pictures -> Numbers"""
-    u = np.array([uniform(seed, n, step, (), purpose=TRAIN_T) for n in range(N)])
+    u = unit(rows(seed, TRAIN_T, range(N), step, 1))[:, 0]
     t, share = times(u) if times else (1 + (schedule.T * u).astype(np.int64), 1)
     return Numbers(t, *schedule.levels(t), share * weigh(schedule.snr(t), predicts))
 

@@ -3,16 +3,16 @@
 import numpy as np
 
 from tinydiff.autograd import (
-    add_to_pixels,
     cast,
     concat,
     conv2d,
+    conv2d_onto,
     embedding,
     group_norm,
     layer_norm,
     linear,
+    norm_silu,
     norm_silu_conv2d,
-    silu,
     upsample_conv2d,
 )
 from tinydiff.kernels import is_half
@@ -71,9 +71,8 @@ class Conv2d(Module):
             return norm_silu_conv2d(x, scale, shift, suited(self.w, x), self.b, skip, late, add,
                                     **options)
         h = x if skip is None else concat(x, skip)
-        h = self(between(silu(group_norm(h, scale, shift, **options))))
-        h = h if late is None else add_to_pixels(h, late)
-        return h if add is None else h + add
+        h = between(norm_silu(h, scale, shift, **options))
+        return conv2d_onto(h, suited(self.w, h), self.b, late, add)
 
 
 class GroupNorm(Module):

@@ -217,6 +217,11 @@ def type_of(argument, dtype):
     return "bfloat16" if argument == "half" else "float32" if argument in SINGLE else dtype
 
 
+def suitable(argument, x):
+    """Normal numbers as an argument has them: squares are positive, γ is around 1."""
+    return {"square": abs(x), "gamma": 1 + x / 2}.get(argument, x)
+
+
 def numbers(argument, shape, dtype, rng):
     if argument == "mask":
         mask = rng.random(shape) > 0.3
@@ -225,7 +230,7 @@ def numbers(argument, shape, dtype, rng):
     if argument == "state":
         return np.array([calls.SEED, calls.STEP], np.uint64)
     x = rng.standard_normal(shape, np.float32)
-    x = {"square": abs(x), "gamma": 1 + x / 2}.get(argument, x)
+    x = suitable(argument, x)
     kind = type_of(argument, dtype)
     return x.astype(bfloat16() if kind == "bfloat16" else kind, copy=False)
 

@@ -12,7 +12,7 @@ from statistics import median
 from gpu.cases import RACED, REAL, leave_out, shape_of, why_not
 from gpu.child import LeftOut
 from gpu.clock import Clock, noise, spread
-from gpu.ops import OPS, completed, in_python, made, results, rung_of, taken, type_of
+from gpu.ops import OPS, completed, in_python, made, results, rung_of, suitable, taken, type_of
 
 CALLS, REPEATS = 10, 30
 BACKEND = "inductor"                                      # of torch.compile
@@ -142,7 +142,7 @@ def tensors(name, sizes, dtype):
     def make(argument, shape):
         x = torch.randn(shape[-1:] if argument in ("gamma", "beta") else shape,
                         device=peers.device())
-        x = {"square": abs(x), "gamma": 1 + x / 2}.get(argument, x)
+        x = suitable(argument, x)
         return x.to(getattr(torch, type_of(argument, dtype)))
     return {key: a for key, a in made(name, sizes, make).items() if key in wanted}
 
@@ -157,7 +157,7 @@ def on_gpu(name, sizes, dtype):
 
     def make(argument, shape):
         x = cupy.asarray(torch.randn(shape, device=peers.device()))
-        x = {"square": abs(x), "gamma": 1 + x / 2}.get(argument, x)
+        x = suitable(argument, x)
         kind = type_of(argument, dtype)
         return x.astype(bfloat16() if kind == "bfloat16" else kind)
     return made(name, sizes, make)
