@@ -1,6 +1,7 @@
 """Elementwise kernels of a GPU, stepped through on the CPU, against their formulas in float64."""
 
 from math import erfc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,28 @@ def test_sums_over_pixels_are_float32_and_exact_to_its_last_digits(shape, dtype,
     floor = 2**-24 * np.abs(exact).max()
     assert np.linalg.norm(got - exact) <= 2 * max(np.linalg.norm(plain - exact),
                                                   floor * exact.size**0.5)
+
+
+@each_type
+@pytest.mark.parametrize("shape", [(3, 5, 4, 24), (40, 9), (2, 3, 3, 520)])
+def test_a_sum_over_all_rows_is_in_float32_here_and_there(shape, dtype, monkeypatch):
+    [y] = operands(shape, dtype, 1)
+    exact = y.astype(np.float64).reshape(-1, shape[-1]).sum(axis=0)
+    check(elementwise.sum_rows(y), exact, np.float32, ulps=16)
+    monkeypatch.setattr(elementwise, "arrays", SimpleNamespace(on_device=lambda a: True))
+    check(elementwise.sum_rows(y), exact, np.float32, ulps=16)
+
+
+@each_type
+def test_a_cast_here_is_the_cast_there(dtype, monkeypatch):
+    [x] = operands((3, 5, 8), dtype, 1)
+    other = np.float32 if dtype == bf16 else bf16
+    here = elementwise.cast(x, other)
+    monkeypatch.setattr(elementwise, "arrays", SimpleNamespace(on_device=lambda a: True))
+    there = elementwise.cast(x, other)
+    assert here.dtype == there.dtype == other
+    assert here.tobytes() == there.tobytes()
+    assert elementwise.cast(x, x.dtype) is x
 
 
 def test_no_bit_of_a_sum_depends_on_the_order_of_threads():

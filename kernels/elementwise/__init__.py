@@ -7,10 +7,11 @@
     upsample2(x) -> y, each pixel of x (N, H, W, C) four times: (N, 2H, 2W, C)
     upsample2_backward(dy) -> dx, the sums of those four
     sum_pixels(y (N, …, C)) -> (N, C), what a bias of each image sees of a gradient
+    sum_rows(y (…, C)) -> (C,), what a bias sees that all images share
     cast(x, dtype) -> x in another type; what has it already stays itself
 
 Large means contiguous float32 of equal shapes, on a GPU also bf16; everything else is right too, as
-NumPy or CuPy has it. Sums of bf16 are taken in float32, and sum_pixels leaves them there.
+NumPy or CuPy has it. Sums of bf16 are taken in float32, and those for a bias stay there.
 """
 
 import numpy as np
@@ -80,6 +81,12 @@ def sum_pixels(y):
         return fast(y).sum_pixels(y)
     from . import pixels
     return pixels.sum_pixels(y.reshape(len(y), -1, y.shape[-1]))
+
+
+def sum_rows(y):
+    if arrays.on_device(y) and large(y):
+        return fast(y).sum_pixels(y.reshape(1, -1, y.shape[-1]))[0]
+    return sum_pixels(y if y.ndim > 2 else y[None]).sum(axis=0)
 
 
 def cast(x, dtype):

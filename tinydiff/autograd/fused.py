@@ -73,11 +73,18 @@ def in_one_pass(x, scale, shift, w, b, skip, late, add, *, groups, eps):
         dw = conv.fused_grad_weight(dy, xs, scale=slope, shift=offset)
         da = conv.fused_grad_input(dy, w, split=C1 if skip is not None else None)
         dxs, dgamma, dbeta = norm.backward(da, xs, gamma, beta, mean, rstd, True)
-        dlate = elementwise.sum_pixels(dy)                # (N, O)
-        return (dxs[0], dgamma, dbeta, dw, dlate.sum(axis=0), dxs[1] if skip is not None else None,
-                dlate, dy)
+        db, dlate = bias_gradients(dy, late)
+        return dxs[0], dgamma, dbeta, dw, db, dxs[1] if skip is not None else None, dlate, dy
 
     return y, vjp
+
+
+def bias_gradients(dy, late):
+    """Those of b (O,), and of late (N, O) if there is one"""
+    if late is None:
+        return elementwise.sum_rows(dy), None
+    dlate = elementwise.sum_pixels(dy)
+    return dlate.sum(axis=0), dlate
 
 
 def can_fuse(x, scale, shift, w, b, skip, late, add):
@@ -115,9 +122,8 @@ def in_one_sum(x, w, b, late, add):
 
     def vjp(dy):
         dy = contiguous(dy)
-        dlate = elementwise.sum_pixels(dy)                # (N, O)
         return (lambda: conv.fused_grad_input(dy, w)[0], lambda: conv.fused_grad_weight(dy, [x]),
-                dlate.sum(axis=0), dlate, dy)
+                *bias_gradients(dy, late), dy)
 
     return y, vjp
 
@@ -136,6 +142,6 @@ def in_phases(x, w, b):
     def vjp(dy):
         return (lambda: conv.upsampled_grad_input(dy, w),
                 lambda: conv.upsampled_grad_weight(dy, x, w.shape),
-                lambda: elementwise.sum_pixels(dy).sum(axis=0))
+                lambda: elementwise.sum_rows(dy))
 
     return conv.upsampled(x, w, b), vjp

@@ -18,13 +18,13 @@ def mse(x, target, *, weight=None):
                          "x (N, …), target like x, weight (N,)")
     away = x - target
     if weight is None:
-        return (away * away).mean(), lambda dy: ((g := dy * away * (2 / away.size)), -g)
+        return (away * away).mean(), lambda dy: ((g := dy * away * (2 / away.size)), lambda: -g)
     weight = weight.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     weighted = weight * away
 
     def vjp(dy):
         g = dy * weighted * (2 / away.size)
-        return g, -g
+        return g, lambda: -g
 
     return (weighted * away).mean(), vjp
 

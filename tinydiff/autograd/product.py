@@ -49,7 +49,7 @@ def linear(x, w, b=None, skip=None, add=None):
             dx, dskip = rung.grad_input(drows, w, x.shape[-1])
             dx, dskip = dx.reshape(x.shape), dskip.reshape(skip.shape)
         return (dx, lambda: rung.grad_weight(rows, drows),
-                lambda: elementwise.sum_pixels(drows[None])[0], dskip, dy)
+                lambda: elementwise.sum_rows(drows), dskip, dy)
 
     return y.reshape(*x.shape[:-1], O), vjp
 
@@ -69,7 +69,7 @@ def conv2d(x, w, b=None, *, stride=1, padding=0):
     def vjp(dy):
         return (lambda: rung.grad_input(dy, w, x.shape, stride, padding),
                 lambda: rung.grad_weight(dy, x, w.shape, stride, padding),
-                lambda: elementwise.sum_pixels(dy).sum(axis=0))
+                lambda: elementwise.sum_rows(dy))
 
     return rung.forward(x, w, stride, padding, b), vjp
 
