@@ -720,7 +720,8 @@ by_taps = changed("conv2d/rung7_mma.cu", "gather.cuh", (INCLUDE, INCLUDE + TALLY
                   ("        valid = valid && (unsigned)y", "        tally(y, column);\n"
                    "        valid = valid && (unsigned)y"))
 by_patch = changed("conv2d/rung8_halo.cu", "halo.cuh", (INCLUDE, INCLUDE + TALLY),
-                   ("        cp_async16(rows + place(row", "        tally(row / 18 - 1, row % 18 - 1);\n"
+                   ("        cp_async16(rows + place(row",
+                    "        tally(row / 18 - 1, row % 18 - 1);\n"
                     "        cp_async16(rows + place(row"))
 x, w = normal(1, 8, 16, 64, dtype=bf16), (normal(3, 3, 64, 128) / 24).astype(bf16)
 exact = im2col.forward(x.astype(float), w.astype(float), 1, halo.SAME)

@@ -157,7 +157,7 @@ class UNet(Module):
         xp, k = array_module(h), self.config.layout
         down, across = ((xp.arange(n) + 0.5) / n for n in (H, W))     # in [0, 1]
         where = xp.stack(xp.meshgrid(2 * down - 1, 2 * across - 1, indexing="ij"), axis=-1)
-        where = xp.broadcast_to(where, (N, H, W, 2)).astype(h.dtype)
+        where = xp.broadcast_to(where.astype(h.dtype), (N, H, W, 2))
         waves = (xp.cos(np.pi * down[:, None] * xp.arange(k))[:, None, :, None]
                  * xp.cos(np.pi * across[:, None] * xp.arange(k))[:, None])
         waves = waves.reshape(H * W, k * k).astype(h.dtype)
