@@ -5,6 +5,7 @@ from math import inf, nan, sqrt
 import numpy as np
 import pytest
 from gpu_helpers import any_order, bf16, needs_compiler
+from optimizer_helpers import HOW, NAMES, assert_as_exact_as_plain_arithmetic, buffers, moved
 from tinydiff_kernels.gpu.order import stepping
 from tinydiff_kernels.optimizer import LADDER
 
@@ -14,35 +15,13 @@ __all__ = ["any_order"]
 numpy_rung, fused = LADDER["numpy"], LADDER["fused"]
 each_rung = pytest.mark.parametrize(
     "idea", ["cuda_elementwise", pytest.param("fused", marks=needs_compiler)])
-NAMES = ("data", "grad", "m", "v", "ema")
-HOW = dict(lr=2e-3, beta1=0.9, beta2=0.99, eps=1e-8, decay=0.01, step=3, ema_decay=0.999, scale=0.5)
-
-
-def buffers(n, dtype=np.float32):
-    """data, grad, m, v, ema of a run that has begun"""
-    rng = np.random.default_rng(n)
-    data, grad, m, ema = rng.standard_normal((4, n))
-    return [a.astype(np.float32).astype(dtype) for a in (data, grad, m, rng.random(n), ema)]
-
-
-def moved(idea, state, **how):
-    """The buffers after a step, worked on in place."""
-    how = {**HOW, "decaying": len(state[0]) // 2, **how}
-    assert LADDER[idea].step(*state, **how) is None
-    return state
 
 
 @each_rung
 @pytest.mark.parametrize("n", [1, 7, 65, 1000, 2501])
 @pytest.mark.parametrize("decaying", [0, 501, 2501])
 def test_a_step_is_as_exact_as_plain_arithmetic(idea, n, decaying, any_order):
-    how = {"decaying": min(n, decaying)}
-    right = moved("numpy", buffers(n, np.float64), **how)
-    plain = moved("numpy", buffers(n), **how)
-    for name, got, rounded, exact in zip(NAMES, moved(idea, buffers(n), **how), plain, right):
-        assert got.dtype == np.float32
-        allowed = max(2 * np.abs(rounded - exact).max(), 2e-7 * np.abs(exact).max())
-        assert np.abs(got - exact).max() <= allowed, name
+    assert_as_exact_as_plain_arithmetic(idea, n, decaying)
 
 
 @each_rung
