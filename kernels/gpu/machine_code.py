@@ -10,15 +10,12 @@ Both compilers keep their defaults: denormals stay, division and roots are right
 a product and a sum become one fma. A kernel that wants less asks for it, as exp2_fast does.
 """
 
-import atexit
 import hashlib
-import os
 import re
-import tempfile
 from functools import cache
 from pathlib import Path
 
-from ..simd.cache import home, remove
+from ..simd.cache import kept, replace
 from .python import bind
 
 HERE = Path(__file__).resolve().parent
@@ -91,24 +88,8 @@ def texts(path):
 
 @cache
 def folder():
-    """Where machine code lies; a passing place where none can be written."""
-    try:
-        path = home() / "tinydiff" / "gpu"
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(path, os.W_OK):
-            return path
-    except (OSError, RuntimeError):                       # a file in the way; a user without a home
-        pass
-    passing = tempfile.mkdtemp(prefix="tinydiff-gpu-")
-    atexit.register(remove, passing)
-    return Path(passing)
-
-
-def replace(path, content):
-    """Write a file, whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    """Where machine code for GPUs lies."""
+    return kept("gpu")
 
 
 def compiler():

@@ -103,24 +103,33 @@ def read(path):
 
 
 def write(path, symbol, code):
-    """The file, whole or not at all."""
-    head = f"{symbol} {hashlib.sha256(code).hexdigest()}\n".encode()
+    """The code's file, with a digest of it."""
+    replace(path, f"{symbol} {hashlib.sha256(code).hexdigest()}\n".encode() + code)
+
+
+def replace(path, content):
+    """Write a file, whole or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(head + code)
+        file.write(content)
     os.replace(file.name, path)
 
 
 @cache
 def folder():
-    """Where this machine's code for these sources lies; a passing one where none can be written."""
+    """Where this machine's code for these sources lies."""
+    return kept("kernels", key())
+
+
+def kept(kind, *names):
+    """The user's folder for a kind of machine code; a passing one where none can be written."""
     try:
-        path = home() / "tinydiff" / "kernels" / key()
+        path = Path(home(), "tinydiff", kind, *names)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(path, os.W_OK):
             return path
     except (OSError, RuntimeError):                       # a file in the way; a user without a home
         pass
-    passing = tempfile.mkdtemp(prefix="tinydiff-kernels-")
+    passing = tempfile.mkdtemp(prefix=f"tinydiff-{kind}-")
     atexit.register(remove, passing)
     return Path(passing)
 
